@@ -1,0 +1,68 @@
+"""`datafree list`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import click
+
+from datafree.cli.display import table
+from datafree.data import DATA, find_data
+from datafree.models import FAMILIES, model_names
+from datafree.synthesis import METHODS
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(["methods", "models", "data", "generators"]))
+def listing(what: str) -> None:
+    """List methods, models, data or generators."""
+    if what == "methods":
+        rows = [(name, _first_line(spec.partition(":")[0])) for name, spec in METHODS.items()]
+    elif what == "models":
+        rows = [(name, _family(name)) for name in model_names()]
+        rows += [
+            ("torchvision:NAME", "any of torchvision's classifiers"),
+            ("timm:NAME", "any of timm's (pip install 'datafree[timm]')"),
+        ]
+        rows += [
+            ("file.py:function", "your own: a function without arguments that returns the module; the file is run")
+        ]
+    elif what == "data":
+        rows = [(name, f"{text}; {_where(name)}") for name, text in DATA.items()]
+        rows += [
+            ("npz:PATH", "x_train, y_train, x_test, y_test as uint8 NHWC or NHW"),
+            ("imagefolder:PATH", "PATH/train/CLASS/*.png"),
+        ]
+    else:
+        rows = _functions("datafree.generators.convolutional", ("small", "large", "dcgan"))
+    click.echo(table(rows))
+
+
+def _tree(module: str) -> ast.Module:
+    found = importlib.util.find_spec(module)
+    assert found is not None and found.origin is not None
+    return ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+
+
+def _first_line(module: str) -> str:
+    """A method's first docstring line, read without loading torch."""
+    return (ast.get_docstring(_tree(module)) or "").splitlines()[0].partition(": ")[2]
+
+
+def _functions(module: str, names: tuple[str, ...]) -> list[tuple[str, str]]:
+    nodes = {node.name: node for node in _tree(module).body if isinstance(node, ast.FunctionDef)}
+    return [(name, (ast.get_docstring(nodes[name]) or "").splitlines()[0]) for name in names]
+
+
+def _family(name: str) -> str:
+    family = next((f for f in FAMILIES if name in f[1:]), None)
+    return f"next smaller: {family[family.index(name) - 1]}" if family else ""
+
+
+def _where(name: str) -> str:
+    if name == "digits":
+        return "here"
+    path = find_data(name)
+    return f"found at {path}" if path is not None else "not here"

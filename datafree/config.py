@@ -1,0 +1,259 @@
+"""One definition of a hyper-parameter: a dataclass field gives the Python default, the flag, the manifest and the docs row.
+
+Imports nothing heavy: the command line reads it before anything else.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+Floats = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """What the command line and the docs need to know of one field."""
+
+    name: str
+    type: type
+    choices: tuple[str, ...]
+    help: str
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def fields_of(config: type) -> list[Field]:
+    """The fields of a configuration dataclass whose annotations are `Annotated[type, "help"]`."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    found = []
+    for field in dataclasses.fields(config):
+        kind, text = typing.get_args(hints[field.name])
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):
+            kind = next(option for option in typing.get_args(kind) if option is not type(None))
+        base, choices = kind, ()
+        if typing.get_origin(base) is Literal:
+            base, choices = str, typing.get_args(base)
+        if typing.get_origin(base) is tuple:
+            base = tuple
+        found.append(Field(name=field.name, type=base, choices=choices, help=text, default=field.default))
+    return found
+
+
+def replace(config: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of `config` with `values`; an unknown name is an error that names the nearest.
+
+    Raises:
+        ValueError: unknown name or invalid value.
+    """
+    known = [f.name for f in dataclasses.fields(config)]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"unknown option {name!r} for {type(config).__name__}{_nearest(name, known)}")
+    return dataclasses.replace(config, **values)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f": take one of {', '.join(known)}"
+
+
+def light_config(spec: str) -> type:
+    """The Config class of a method without importing its file, which would load torch for a second or two.
+
+    The class is compiled alone: it may use what `datafree.config` offers, `dataclass` and `typing` names, nothing else.
+
+    Args:
+        spec: "module:Class" as the registry has it; the class's configuration is called ClassConfig.
+    """
+    module, _, name = spec.partition(":")
+    found = importlib.util.find_spec(module)
+    assert found is not None and found.origin is not None
+    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+    body = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == f"{name}Config"]
+    assert body, f"{module} has no class {name}Config"
+    space = {**globals(), "__name__": module}
+    exec(compile(ast.Module(body=list(body), type_ignores=[]), found.origin, "exec", dont_inherit=True), space)
+    result: type = space[f"{name}Config"]
+    return result
+
+
+# Checks for __post_init__: the text says what to do.
+
+
+def positive(config: Any, *names: str) -> None:
+    """Raises ValueError unless each named field is > 0 (or None)."""
+    _check(config, names, lambda v: v > 0, "above 0")
+
+
+def not_negative(config: Any, *names: str) -> None:
+    """Raises ValueError unless each named field is >= 0 (or None)."""
+    _check(config, names, lambda v: v >= 0, "0 or more")
+
+
+def share(config: Any, *names: str) -> None:
+    """Raises ValueError unless each named field is in [0, 1) (or None)."""
+    _check(config, names, lambda v: 0 <= v < 1, "from 0 to below 1")
+
+
+def choice(config: Any, *names: str) -> None:
+    """Raises ValueError unless each named field is one of the choices its annotation lists (or None)."""
+    kinds = {field.name: field.choices for field in fields_of(type(config))}
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value not in kinds[name]:
+            raise ValueError(f"--{name.replace('_', '-')} is {value!r}: take {' or '.join(kinds[name])}")
+
+
+def _check(config: Any, names: tuple[str, ...], holds: Callable[[Any], bool], wanted: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and holds(value)):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}: give a number {wanted}")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "90s", "15m", "1.5h" or "1h30m".
+
+    Raises:
+        ValueError: not a duration above 0.
+    """
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", str(text).strip().lower())
+    try:
+        hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    except ValueError:
+        hours = minutes = seconds = 0.0
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise ValueError(f"--budget is {text!r}: give a time such as 90s, 15m or 1.5h")
+    return total
+
+
+# Field types that several methods share, so that a flag means the same everywhere.
+
+Latent = Annotated[int, "size of the generator's latent vector"]
+GeneratorName = Annotated[
+    Literal["auto", "small", "large", "dcgan"], "generator; auto takes dcgan from 64 px and small below"
+]
+GeneratorWidth = Annotated[int, "channels of the generator's last map"]
+GeneratorLr = Annotated[float, "Adam's rate for the generator"]
+GeneratorSteps = Annotated[int, "generator steps a round"]
+StudentSteps = Annotated[int, "student steps a round"]
+Feed = Annotated[
+    Literal["bank", "fresh", "last"],
+    "what the student learns from: a replay bank, fresh images at every step, or the generator's last batch",
+]
+BankSize = Annotated[int, "images the bank holds; the oldest go first"]
+Reset = Annotated[int, "re-initialise the generator every so many rounds; 0: never"]
+SynthesisBatch = Annotated[int | None, "images a generator step; default: the batch size"]
+StudentMode = Annotated[Literal["train", "eval"], "mode of the student's batch norm while the generator is trained"]
+Warmup = Annotated[float, "share of the run that synthesizes alone, before the student starts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationConfig:
+    """How a network is trained; None means the job's or the method's default."""
+
+    lr: Annotated[float | None, "peak learning rate"] = None
+    optimizer: Annotated[Literal["sgd", "adam"] | None, "optimiser"] = None
+    momentum: Annotated[float, "SGD's (Nesterov) momentum"] = 0.9
+    weight_decay: Annotated[float | None, "L2 weight decay"] = None
+    schedule: Annotated[Literal["cosine", "multistep", "constant"], "learning rate over the run"] = "cosine"
+    milestones: Annotated[Floats, "shares of the run at which multistep divides the rate by 10"] = (0.5, 0.75)
+    ema: Annotated[float, "decay of the weights' moving average, which is then the result; 0: off"] = 0.0
+    steps: Annotated[int | None, "training steps"] = None
+    epochs: Annotated[float | None, "length in epochs"] = None
+    budget: Annotated[str | None, "length in wall-clock time, such as 15m; schedules follow it"] = None
+    batch_size: Annotated[int | None, "images a step; default: 256 at 32 px and below, fewer above, 8 at 224 px"] = None
+
+    def __post_init__(self) -> None:
+        positive(self, "lr", "steps", "epochs", "batch_size")
+        not_negative(self, "weight_decay")
+        share(self, "momentum", "ema")
+        choice(self, "optimizer", "schedule")
+        if sum(v is not None for v in (self.steps, self.epochs, self.budget)) > 1:
+            raise ValueError("--steps, --epochs and --budget exclude each other: give one")
+        if self.budget is not None:
+            parse_duration(self.budget)
+        if any(not 0 < m < 1 for m in self.milestones):
+            raise ValueError(
+                f"--milestones is {self.milestones}: give shares of the run between 0 and 1, such as .5,.75"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """Where and how a job runs."""
+
+    device: Annotated[str, "cpu, cuda, cuda:1, mps; auto takes cuda where there is one"] = "auto"
+    precision: Annotated[Literal["32", "bf16"], "arithmetic of the networks"] = "32"
+    threads: Annotated[int | None, "CPU threads; default: as many as torch sees"] = None
+    seed: Annotated[int, "seed of every random draw"] = 0
+    download: Annotated[bool, "allow downloads of data and of torchvision's and timm's weights"] = False
+
+    def __post_init__(self) -> None:
+        positive(self, "threads")
+        not_negative(self, "seed")
+        choice(self, "precision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(OptimisationConfig, MachineConfig):
+    """`datafree train`: everything but the method's own hyper-parameters."""
+
+    teacher: Annotated[
+        str | None, "checkpoint, run folder, torchvision:NAME or timm:NAME; default: trained on digits"
+    ] = None
+    arch: Annotated[str | None, "the teacher's architecture: a name or file.py:function, which runs that file"] = None
+    student: Annotated[str | None, "student: a name or file.py:function; default: the next smaller network"] = None
+    method: Annotated[str, "synthesis method (datafree list methods)"] = "dfq"
+    data: Annotated[str | None, "domain of the images; its test data, if there, serve the last evaluation only"] = None
+    shape: Annotated[str | None, "image size CxHxW, such as 3x32x32, where no data set is named"] = None
+    classes: Annotated[int | None, "number of classes, where no data set is named"] = None
+    mean: Annotated[Floats | None, "the teacher's normalisation, such as .485,.456,.406"] = None
+    std: Annotated[Floats | None, "the teacher's normalisation, such as .229,.224,.225"] = None
+    criterion: Annotated[Literal["kl", "l1", "mse"] | None, "what the student matches; default: the method's"] = None
+    temperature: Annotated[float | None, "temperature of kl; default: the method's"] = None
+    augment: Annotated[
+        bool | None, "crop and, where labels allow, flip the student's images; default: the method's"
+    ] = None
+    evaluations: Annotated[int, "times the student is tested for the log, if test data are there"] = 10
+    checkpoint_every: Annotated[float, "seconds between checkpoints"] = 60.0
+
+    def __post_init__(self) -> None:
+        OptimisationConfig.__post_init__(self)
+        MachineConfig.__post_init__(self)
+        positive(self, "classes", "temperature", "checkpoint_every")
+        not_negative(self, "evaluations")
+        choice(self, "criterion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(OptimisationConfig, MachineConfig):
+    """`datafree pretrain`: a network trained on real data, as a teacher or as the baseline "student with data"."""
+
+    data: Annotated[str, "data set (datafree list data)"] = "digits"
+    arch: Annotated[str, "network: a name or file.py:function, which runs that file"] = "lenet5"
+    mean: Annotated[Floats | None, "normalisation, one value a channel"] = None
+    std: Annotated[Floats | None, "normalisation, one value a channel"] = None
+    augment: Annotated[bool, "crop and, where labels allow, flip"] = True
+    checkpoint_every: Annotated[float, "seconds between checkpoints"] = 60.0
+
+    def __post_init__(self) -> None:
+        OptimisationConfig.__post_init__(self)
+        MachineConfig.__post_init__(self)
+        positive(self, "checkpoint_every")

@@ -1,0 +1,146 @@
+"""Folders of image files, one subfolder a class, and Tiny-ImageNet's own layout. The only place that uses PIL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datafree.data.formats import Labels, Split, held_out
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+
+# PIL modes of 8-bit grey images. All others are read as RGB, but for the wide ones, which would lose their range.
+_GREY = ("1", "L", "LA", "La")
+_WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class Files(NamedTuple):
+    """The image files of one split in a fixed order, the class number of each, and the names of the classes."""
+
+    paths: list[Path]
+    labels: Labels
+    class_names: tuple[str, ...]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+
+
+def list_classes(folder: Path, class_names: tuple[str, ...] = ()) -> Files:
+    """The images below FOLDER/CLASS/, classes and files in alphabetical order.
+
+    With `class_names`, the classes are numbered by it, some may be absent, and a folder of another name is an error.
+    Raises ValueError for a folder without subfolders and for a subfolder without images.
+    """
+    folders = _subfolders(folder)
+    if not folders:
+        raise ValueError(f"{folder} has no subfolders: put the images of each class into a folder of their own")
+    names = class_names or tuple(path.name for path in folders)
+    paths: list[Path] = []
+    labels: list[int] = []
+    for path in folders:
+        if path.name not in names:
+            raise ValueError(f"{path} is a class that the training images do not have: remove or rename the folder")
+        images = _images(path)
+        if not images:
+            raise ValueError(f"{path} has no images: remove the folder or fill it ({', '.join(SUFFIXES)})")
+        paths += images
+        labels += [names.index(path.name)] * len(images)
+    return Files(paths, np.asarray(labels, dtype=np.int64), names)
+
+
+def list_imagefolder(folder: Path) -> dict[str, Files]:
+    """The splits of an image folder: "train", "test", or both.
+
+    FOLDER/train/CLASS/ and FOLDER/test/CLASS/ where these are there; FOLDER/val/CLASS/ is the test split where test/ is
+    missing or has no class folders. With FOLDER/CLASS/ alone, every fifth image of each class, in alphabetical order of
+    the files, is the test split (none of a class with fewer than five images).
+    """
+    train, *tests = (folder / name for name in ("train", "test", "val"))
+    test = next((path for path in tests if path.is_dir() and _subfolders(path)), None)
+    splits: dict[str, Files] = {}
+    if not train.is_dir() and test is None:
+        everything = list_classes(folder)
+        mask = held_out(everything.labels)
+        for split, keep in (("train", ~mask), ("test", mask)):
+            if keep.any():
+                paths = [everything.paths[index] for index in np.flatnonzero(keep)]
+                splits[split] = Files(paths, everything.labels[keep], everything.class_names)
+        return splits
+    if train.is_dir():
+        splits["train"] = list_classes(train)
+    if test is not None:
+        splits["test"] = list_classes(test, splits["train"].class_names if splits else ())
+    return splits
+
+
+def list_tiny_imagenet(folder: Path) -> dict[str, Files]:
+    """Tiny-ImageNet as unpacked: train/WNID/images/, and val/ as test split (its own test images have no labels).
+
+    val/ is either as it comes (val/images/ and val_annotations.txt) or sorted into val/WNID/ as many scripts leave it.
+    The classes are numbered in alphabetical order of their WordNet ids.
+    """
+    splits: dict[str, Files] = {}
+    if (folder / "train").is_dir():
+        splits["train"] = list_classes(folder / "train")
+    annotations = folder / "val" / "val_annotations.txt"
+    if annotations.is_file() and (folder / "val" / "images").is_dir():
+        rows = [line.split("\t")[:2] for line in annotations.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = splits["train"].class_names if splits else tuple(sorted({row[-1] for row in rows}))
+        wrong = next((row for row in rows if len(row) < 2 or row[1] not in names), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{annotations} has a line that fits no class ({' '.join(wrong)}): unpack the archive anew"
+            )
+        paths = [folder / "val" / "images" / row[0] for row in rows]
+        splits["test"] = Files(paths, np.asarray([names.index(row[1]) for row in rows], dtype=np.int64), names)
+    elif (folder / "val").is_dir():
+        splits["test"] = list_classes(folder / "val", splits["train"].class_names if splits else ())
+    return splits
+
+
+def image_shape(paths: list[Path]) -> tuple[int, int, int]:
+    """(C, H, W): the size of the first image; three channels unless every image is grey. Reads headers alone."""
+    width, height = _header(paths[0])[1]
+    grey = all(_header(path)[0] in _GREY for path in paths)
+    return (1 if grey else 3), height, width
+
+
+def _header(path: Path) -> tuple[str, tuple[int, int]]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.mode, image.size
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image: replace or remove it") from error
+
+
+def read_images(files: Files, shape: tuple[int, int, int]) -> Split:
+    """Decode all images to uint8 (N, H, W, C). Grey ones among colour ones become colour; transparency is dropped.
+
+    Raises ValueError for an image of another size than `shape`'s, for one of more than 8 bits, for a broken one.
+    """
+    from PIL import Image
+
+    channels, height, width = shape
+    images = np.empty((len(files.paths), height, width, channels), dtype=np.uint8)
+    for index, path in enumerate(files.paths):
+        try:
+            with Image.open(path) as image:
+                mode, size = image.mode, image.size
+                pixels = None if mode in _WIDE else np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNG files
+            raise ValueError(f"{path} cannot be read as an image: replace or remove it") from error
+        if pixels is None:
+            raise ValueError(f"{path} has more than 8 bits a channel: convert it to 8 bits")
+        if size != (width, height):
+            raise ValueError(f"{path} is {size[0]}x{size[1]}, not {width}x{height}: make all images one size")
+        images[index] = pixels.reshape(height, width, channels)
+    return images, files.labels

@@ -1,0 +1,119 @@
+"""Teachers and students, from wherever they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from datafree.data import data_domain
+from datafree.domain import DOMAINS, Domain, make_domain
+from datafree.models import Loaded, load_model
+from datafree.teacher import Normalised, Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedTeacher:
+    """A teacher with what is known of its data, and what was inferred, one line each."""
+
+    teacher: Teacher
+    domain: Domain
+    loaded: Loaded
+    choices: tuple[str, ...]
+
+
+def load_teacher(
+    source: str,
+    *,
+    arch: str | None = None,
+    data: str | None = None,
+    shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    download: bool = False,
+    device: torch.device | str = "cpu",
+) -> LoadedTeacher:
+    """Loads a checkpoint of any origin as a frozen teacher that takes images in [0, 1].
+
+    Args:
+        source: file, run folder, torchvision:NAME or timm:NAME; see `datafree.models.load_model`.
+        arch: name or file.py:function; read off the checkpoint where not given.
+        data: domain of the images, by name.
+        shape: (C, H, W), where no domain is named.
+        classes: number of classes.
+        mean: normalisation; else the checkpoint's, the domain's, the usual constants, in this order.
+        std: likewise.
+        download: allow downloads of weights.
+        device: where the teacher is to live.
+
+    Raises:
+        ValueError: one line that says what to do.
+    """
+    named = data_domain(data) if data is not None else None
+    if named is not None:
+        if shape is not None and shape[0] != named.shape[0]:
+            raise ValueError(f"--shape has {shape[0]} channels, {data} has {named.shape[0]}: give one of the two")
+        if classes is not None and classes != named.classes:
+            raise ValueError(f"--classes is {classes}, {data} has {named.classes}: give one of the two")
+        shape, classes = shape or named.shape, named.classes
+    loaded = load_model(source, arch=arch, shape=shape, classes=classes, download=download)
+    choices = list(loaded.choices)
+    if named is None and loaded.data in DOMAINS:
+        named = DOMAINS[loaded.data]
+        choices.append(f"domain: {loaded.data} (from the checkpoint)")
+    size = shape or loaded.shape
+    if size is None:
+        raise ValueError("the size of the images cannot be read off the weights: give --data NAME or --shape CxHxW")
+    given = mean is not None or std is not None
+    if mean is None and loaded.mean is not None:
+        mean = loaded.mean
+    if std is None and loaded.std is not None:
+        std = loaded.std
+    domain = make_domain(base=named, shape=size, classes=loaded.classes, mean=mean, std=std)
+    origin = "as given" if given else "from the checkpoint" if mean is not None else _origin(named)
+    choices.append(f"normalisation: mean {_numbers(domain.mean)} / std {_numbers(domain.std)} ({origin})")
+    network = loaded.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return LoadedTeacher(
+        teacher=_on(Teacher(network, domain.mean, domain.std), device),
+        domain=domain,
+        loaded=loaded,
+        choices=tuple(choices),
+    )
+
+
+def load_student(
+    source: str, *, arch: str | None = None, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Domain]:
+    """A trained student (a run folder or a file), in evaluation mode, taking images in [0, 1]; and its domain.
+
+    Raises:
+        ValueError: no student there, or one whose normalisation is not known.
+    """
+    found = load_teacher(source, arch=arch, device=device)
+    return found.teacher.classifier, found.domain
+
+
+def _on(teacher: Teacher, device: torch.device | str) -> Teacher:
+    teacher.classifier.to(device)
+    return teacher
+
+
+def normalised(network: nn.Module, domain: Domain, device: torch.device) -> Normalised:
+    """A student with its entry, on the device, in the memory format that convolutions are fastest in."""
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Normalised(network, domain.mean, domain.std).to(device)
+
+
+def _origin(named: Domain | None) -> str:
+    return (
+        f"{named.name}'s"
+        if named is not None
+        else "the usual constants; give --mean and --std if the teacher was trained otherwise"
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ",".join(f"{v:.4g}" for v in values)

@@ -1,0 +1,78 @@
+"""Device, threads, precision and random states of a job."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from datafree.config import MachineConfig
+from datafree.parallel import initialise
+
+
+def prepare(config: MachineConfig) -> torch.device:
+    """Joins the process group if torchrun made one, sets threads and the global seed, returns the device.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(initialise(name))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"--device {config.device} is not there: take one of {', '.join(there)}") from error
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    seed_all(config.seed)
+    return device
+
+
+def seed_all(seed: int) -> None:
+    """Seeds the global generators (torch, numpy, Python): networks are initialised from them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def autocast(device: torch.device, precision: str) -> Callable[[], Any]:
+    """Makes the context that sets the arithmetic of the networks.
+
+    Without autocast's cache: it would go on using weights from before an optimiser's step.
+    """
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def random_states(rng: torch.Generator) -> dict[str, Any]:
+    """Every random state of the process and the run's own generator, as tensors and plain types."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    return {
+        "run": rng.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ),
+        "python": random.getstate(),
+    }
+
+
+def restore_random_states(state: Mapping[str, Any], rng: torch.Generator) -> None:
+    rng.set_state(state["run"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

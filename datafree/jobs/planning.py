@@ -1,0 +1,188 @@
+"""From what a person asked for to what will be run: every default resolved, every choice said in a line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from datafree.config import TrainConfig, fields_of, replace
+from datafree.data import Data, data_domain, find_data, load_data
+from datafree.domain import DOMAINS, Domain, parse_shape
+from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
+from datafree.jobs.loading import LoadedTeacher, load_teacher
+from datafree.models import build_model, next_smaller
+from datafree.parallel import world_size
+from datafree.synthesis import METHODS, load_method
+from datafree.training import EPOCH_STEPS, Clock, default_batch_size, make_clock
+
+# Where no length is given: the embedded digits job is short, any other takes half an hour of wall clock.
+DIGITS_LENGTH = {"steps": 2400}
+USUAL_LENGTH = {"budget": "30m"}
+# Learning rates are given for this many images a step; smaller batches take proportionally less.
+RATE_BATCH = 128
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """A resolved run. `config` has no field left open that the run depends on."""
+
+    config: TrainConfig
+    method: type[Any]
+    method_config: Any
+    set_by_user: tuple[str, ...]
+    teacher: LoadedTeacher
+    domain: Domain
+    network: nn.Module
+    test: Data | None
+    device: torch.device
+    choices: list[str]
+    warnings: list[str]
+
+    def clock(self) -> Clock:
+        return make_clock(self.config, EPOCH_STEPS, {})
+
+
+def make_plan(
+    config: TrainConfig, options: Mapping[str, Any], device: torch.device, *, embedded_teacher: str | None = None
+) -> Plan:
+    """Loads the teacher and resolves everything that was left open.
+
+    Args:
+        config: what a person asked for.
+        options: the method's own hyper-parameters.
+        device: where it runs.
+        embedded_teacher: the file to take where no teacher is named.
+
+    Raises:
+        ValueError: one line that says what to do.
+    """
+    set_by_user = tuple(f.name for f in fields_of(TrainConfig) if getattr(config, f.name) != f.default) + tuple(options)
+    method = load_method(config.method)
+    method_config = method_options(config.method, method, options)
+    embedded = config.teacher is None
+    source = embedded_teacher if config.teacher is None else config.teacher
+    assert source is not None
+    teacher = load_teacher(
+        source,
+        arch=config.arch,
+        data="digits" if embedded else config.data,
+        shape=parse_shape(config.shape) if config.shape else None,
+        classes=config.classes,
+        mean=config.mean,
+        std=config.std,
+        download=config.download,
+        device=device,
+    )
+    domain = teacher.domain
+    choices = [] if embedded else list(teacher.choices)
+    warnings: list[str] = []
+    student = config.student
+    if student is None:
+        student = next_smaller(teacher.loaded.arch, domain.shape)
+        choices.append(f"student: {student} (the next smaller network; --student names another)")
+    network = build_model(student, shape=domain.shape, classes=domain.classes)
+    filled = _fill_optimisation(config, method.STUDENT, domain, choices, DIGITS_LENGTH if embedded else USUAL_LENGTH)
+    needed = getattr(method, "NEEDS_STATISTICS", None)
+    if needed and getattr(method_config, needed) and not teacher.teacher.has_statistics:
+        if needed in options:
+            raise ValueError(
+                f"--{needed} {options[needed]:g}: the teacher has no batch norm, so there is nothing to match; leave --{needed} out"
+            )
+        method_config = dataclasses.replace(method_config, **{needed: 0.0})
+        warnings.append(f"the teacher has no batch norm: the term {needed!r} has nothing to match and is dropped")
+    test = _test_data(config, domain, choices, device)
+    filled = dataclasses.replace(
+        filled, student=student, arch=teacher.loaded.arch, mean=domain.mean, std=domain.std, classes=domain.classes,
+        shape="x".join(map(str, domain.shape)), data=config.data or (domain.name if test is not None else None),
+    )  # fmt: skip
+    return Plan(
+        config=filled, method=method, method_config=method_config, set_by_user=set_by_user, teacher=teacher, domain=domain,
+        network=network, test=test, device=device, choices=choices, warnings=warnings,
+    )  # fmt: skip
+
+
+def method_options(name: str, method: type[Any], options: Mapping[str, Any]) -> Any:
+    """The method's configuration; an option of another method is an error that names its owners."""
+    known = {f.name for f in dataclasses.fields(method.Config)}
+    for option in options:
+        if option not in known:
+            owners = [n for n in METHODS if option in {f.name for f in dataclasses.fields(load_method(n).Config)}]
+            if owners:
+                raise ValueError(f"--{option.replace('_', '-')} belongs to {', '.join(owners)}, not to --method {name}")
+    return replace(method.Config(), options)
+
+
+def _fill_optimisation(
+    config: TrainConfig, student: Mapping[str, Any], domain: Domain, choices: list[str], length: Mapping[str, Any]
+) -> TrainConfig:
+    values: dict[str, Any] = {}
+    batch_size = config.batch_size
+    if batch_size is None:
+        batch_size = default_batch_size(domain.shape)
+        batch_size = -(-batch_size // world_size()) * world_size()
+        choices.append(f"batch: {batch_size} images (by the size of the images)")
+    if batch_size % world_size():
+        raise ValueError(f"--batch-size {batch_size} does not divide among {world_size()} processes")
+    values["batch_size"] = batch_size
+    for name in ("criterion", "temperature", "optimizer", "augment", "weight_decay", "lr"):
+        if getattr(config, name) is None:
+            values[name] = student[name]
+    if config.lr is None:
+        values["lr"] = student["lr"] * min(1.0, batch_size / RATE_BATCH)
+        choices.append(f"rate: {values['lr']:g} ({values.get('optimizer', config.optimizer)}, the method's)")
+    if config.steps is None and config.epochs is None and config.budget is None:
+        values.update(length)
+        choices.append(
+            f"length: {next(iter(length.values()))} {'steps' if 'steps' in length else 'of wall clock'} (--steps, --epochs or --budget)"
+        )
+    return dataclasses.replace(config, **values)
+
+
+def _test_data(config: TrainConfig, domain: Domain, choices: list[str], device: torch.device) -> Data | None:
+    """The test split where it is found; a data-free run needs none."""
+    name = config.data or domain.name
+    if config.data is None and name not in DOMAINS:
+        choices.append("test data: no data set is named (--data NAME), so nothing is evaluated")
+        return None
+    try:
+        known = data_domain(name)
+        if find_data(name) is None and not config.download:
+            raise FileNotFoundError(name)
+        data = load_data(name, download=config.download, device=device, splits=("test",))
+    except (FileNotFoundError, ValueError):
+        choices.append(
+            f"test data: none found for {name!r}, so nothing is evaluated (--data names a set, --download fetches it)"
+        )
+        return None
+    if known.shape != domain.shape or known.classes != domain.classes or data.x_test is None:
+        choices.append(f"test data: {name} does not fit the teacher, so nothing is evaluated")
+        return None
+    return data
+
+
+def network_costs(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Parameters and multiply-adds of teacher and student."""
+    networks = {
+        "teacher": (plan.teacher.loaded.arch, plan.teacher.teacher.network),
+        "student": (plan.config.student, plan.network),
+    }
+    return {
+        role: {"arch": arch, "parameters": parameters(net), "multiply_adds": multiply_adds(net, plan.domain.shape)}
+        for role, (arch, net) in networks.items()
+    }
+
+
+def expected_memory_mb(plan: Plan) -> int:
+    """A rough estimate of the peak: activations of both networks' training step, weights with optimiser state, the bank."""
+    batch, shape = plan.config.batch_size or 0, plan.domain.shape
+    activations = sum(activation_bytes(net, shape, batch) for net in (plan.teacher.teacher.network, plan.network))
+    half = 0.5 if plan.config.precision == "bf16" else 1.0
+    weights = 4 * (4 * parameters(plan.network) + parameters(plan.teacher.teacher.network))
+    bank = getattr(plan.method_config, "bank", 0) if getattr(plan.method_config, "feed", "") == "bank" else 0
+    libraries = 400e6
+    return round((2 * half * activations + weights + bank * shape[0] * shape[1] * shape[2] + libraries) / 1e6)

@@ -1,0 +1,129 @@
+"""`evaluate` and `sample`: what a student is worth, and what its generator makes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datafree.data import load_data
+from datafree.evaluation.accuracy import evaluate as score
+from datafree.generators import GENERATORS
+from datafree.jobs.loading import LoadedTeacher, load_student, load_teacher
+from datafree.jobs.training import from_manifest
+from datafree.pictures import png_bytes
+from datafree.runs import Run, atomic_write
+
+
+def evaluate(
+    student: str,
+    data: str | None = None,
+    *,
+    arch: str | None = None,
+    teacher: str | None = None,
+    teacher_arch: str | None = None,
+    download: bool = False,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Accuracy of a student (a run folder or a file) on a test split, and its fidelity to its teacher.
+
+    The teacher is the run's own, if the student is a run folder; or the one given.
+
+    Returns:
+        accuracy, per_class, confusion; with a teacher also teacher_accuracy, agreement (fractions of 1) and kl (nats).
+
+    Raises:
+        ValueError: something a person can mend; one line.
+        FileNotFoundError: the data are not there.
+    """
+    network, domain = load_student(student, arch=arch, device=device)
+    name = data or domain.name
+    held = load_data(name, download=download, device=device, splits=("test",))
+    if held.x_test is None or held.y_test is None:
+        raise ValueError(f"{name} has no test split: give data that has one")
+    if held.domain.shape != domain.shape or held.domain.classes != domain.classes:
+        raise ValueError(
+            f"{name} has {held.domain.shape} images of {held.domain.classes} classes, the student takes {domain.shape} of {domain.classes}"
+        )
+    found: LoadedTeacher | None = None
+    if teacher is not None:
+        found = load_teacher(teacher, arch=teacher_arch, data=data, device=device)
+    elif (Path(student) / "run.json").is_file() and Run.open(student).manifest().get("job") == "train":
+        found = run_teacher(Run.open(student), device)
+    scores = score(network, held.x_test, held.y_test, teacher=found.teacher if found is not None else None)
+    return {"student": student, "data": name, **scores.to_dict()}
+
+
+def run_teacher(run: Run, device: str = "cpu") -> LoadedTeacher:
+    """The teacher of a run, as its manifest names it."""
+    about = run.manifest()
+    config, _ = from_manifest(about)
+    domain = about["domain"]
+    return load_teacher(
+        config.teacher or str(run.path / "teacher.safetensors"), arch=config.arch, shape=tuple(domain["shape"]), classes=domain["classes"],
+        mean=domain["mean"], std=domain["std"], device=device,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def sample(
+    run: str | Path, n: int = 1000, *, out: str | Path, seed: int = 0, force: bool = False, device: str = "cpu"
+) -> Path:
+    """Writes n images of a run's generator as PNG, and the teacher's logits and probabilities for them.
+
+    OUT/images/000000.png ..., OUT/labels.safetensors with `logits` and `probabilities` (n, classes), in the images' order.
+
+    Raises:
+        ValueError: the run has no generator, or the folder is not empty.
+    """
+    from safetensors.torch import load_file, save
+
+    if n < 1:
+        raise ValueError(f"--n is {n}: give 1 or more")
+    source = Run.open(run)
+    file = source.path / "generator.safetensors"
+    if not file.is_file():
+        raise ValueError(
+            f"{source.path} has no generator.safetensors: the run is not finished, or its method has no generator"
+        )
+    about = _about(file)
+    generator = GENERATORS[about["generator"]](about["latent"], tuple(about["shape"]), about["width"])
+    generator.load_state_dict(load_file(file))
+    generator.train().to(device)  # batch statistics, as when the student was shown its images
+    teacher = run_teacher(source, device).teacher
+    folder = Run.create(out, "sample", force=force).path
+    (folder / "images").mkdir(exist_ok=True)
+    rng = torch.Generator().manual_seed(seed)
+    logits: list[Tensor] = []
+    for start in range(0, n, 100):
+        images = generator(torch.randn(100, about["latent"], generator=rng).to(device))[: min(100, n - start)].cpu()
+        images = (images * 255).round().div(255)
+        logits.append(teacher(images.to(device)).cpu())
+        for i, image in enumerate(images):
+            atomic_write(folder / "images" / f"{start + i:06d}.png", png_bytes(_picture(image)))
+    stacked = torch.cat(logits)
+    atomic_write(folder / "labels.safetensors", save({"logits": stacked, "probabilities": stacked.softmax(1)}))
+    return folder
+
+
+def _picture(image: Tensor) -> Any:
+    from PIL import Image
+
+    pixels = (image * 255).round().to(torch.uint8).numpy()
+    if len(pixels) not in (1, 3):
+        raise ValueError(f"images of {len(pixels)} channels cannot be written as PNG: use the Python API")
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def _about(file: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as archive:
+        metadata = archive.metadata() or {}
+    if "datafree" not in metadata:
+        raise ValueError(f"{file} does not say which generator it holds: make it anew with datafree train")
+    about: dict[str, Any] = json.loads(metadata["datafree"])
+    return about

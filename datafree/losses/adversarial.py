@@ -1,0 +1,39 @@
+"""What a generator maximises: disagreement of student and teacher."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from datafree.losses.knowledge import kl_per_sample
+from datafree.losses.precision import raised
+
+
+def decision_mask(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 where student and teacher decide alike, 0 elsewhere. (N,), no gradient. Source: CMI (Fang et al. 2021), eq. 9."""
+    return (student.argmax(1) == teacher.argmax(1)).to(raised(student).dtype)
+
+
+def disagreement(student: Tensor, teacher: Tensor, distance: str = "kl", masked: bool = False) -> Tensor:
+    """Distance of student and teacher, to be maximised by a generator. Scalar >= 0.
+
+    Args:
+        student: logits (N, C).
+        teacher: logits (N, C).
+        distance: "kl" is KL(p_t || p_s) at T = 1, "l1" the mean |s - t| over the classes.
+        masked: count only samples that both decide alike (the mean is still over all N), so that images
+            already fought over are left alone.
+
+    Raises:
+        ValueError: unknown distance.
+
+    Source: DFAD (Fang et al. 2019), eq. 5; masked: CMI (Fang et al. 2021), eq. 9.
+    """
+    if distance == "kl":
+        per_sample = kl_per_sample(student, teacher)
+    elif distance == "l1":
+        per_sample = (raised(student) - raised(teacher)).abs().mean(1)
+    else:
+        raise ValueError(f"unknown distance {distance!r}: take kl or l1")
+    if masked:
+        per_sample = per_sample * decision_mask(student, teacher)
+    return per_sample.mean()

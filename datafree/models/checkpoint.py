@@ -1,0 +1,199 @@
+"""Reading checkpoint files without ever running code from them: files in, named tensors and plain facts out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
+FOLDER_FILES = ("student.safetensors", "model.safetensors")
+NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net")
+PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A state dict and what its file says about it.
+
+    ``metadata`` is our own (keys arch, shape, classes, mean, std, data), empty for foreign files. ``hint`` is a foreign
+    file's word on its architecture (the key ``arch`` beside the state dict), "" where there is none.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    hint: str = ""
+    sha256: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of the images, as our own metadata say."""
+        if not self.metadata.get("shape"):
+            return None
+        channels, height, width = self.metadata["shape"]
+        return channels, height, width
+
+
+def find_checkpoint(source: str) -> Path:
+    """The file meant by ``source``: itself, or ``student.safetensors`` or ``model.safetensors`` in a folder."""
+    path = Path(source).expanduser()
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+        inside = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {error.strerror or error}") from error
+    if inside is not None:
+        return inside
+    if is_folder:
+        raise FileNotFoundError(f"{source} is a folder without {' or '.join(FOLDER_FILES)}: name the checkpoint file")
+    if not is_file:
+        raise FileNotFoundError(
+            f"no file {source}: give a checkpoint ({', '.join(SUFFIXES)}), a run folder or torchvision:NAME"
+        )
+    return path
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a state dict (torch's or safetensors' format), its prefixes removed, half types raised to float32.
+
+    Raises ValueError where the file cannot be read, is no checkpoint, or would run code when loaded.
+    """
+    try:
+        sha256 = file_sha256(path)
+        content, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    hint = content.get("arch", "")
+    state = {key: raised(value) for key, value in plain_names(state_dict_in(content, path)).items()}
+    return Checkpoint(
+        path=path, state=state, metadata=metadata, hint=hint if isinstance(hint, str) else "", sha256=sha256
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors of a safetensors file, and our own metadata in it (empty for foreign files)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            text = (file.metadata() or {}).get("datafree", "{}")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or is cut short: {str(error).splitlines()[0]}") from error
+    try:
+        metadata = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: its metadata 'datafree' is not JSON: {error}") from error
+    check_metadata(metadata, path)
+    return tensors, metadata
+
+
+def check_metadata(metadata: Any, path: Path) -> None:
+    """Raise ValueError where our own metadata hold anything that cannot be."""
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: its metadata 'datafree' is not a JSON object")
+    for key, value in metadata.items():
+        numbers = isinstance(value, list) and all(isinstance(each, int | float) for each in value)
+        right = {
+            "arch": isinstance(value, str),
+            "data": isinstance(value, str),
+            "classes": isinstance(value, int) and value > 0,
+            "shape": numbers and len(value) == 3 and all(isinstance(each, int) and each > 0 for each in value),
+            "mean": numbers and len(value) > 0,
+            "std": numbers and len(value) > 0 and min(value) > 0,
+        }
+        if value is not None and not right.get(key, True):
+            raise ValueError(f"{path}: its metadata say {key} = {value}, which cannot be: save it anew")
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """What ``torch.save`` wrote, read with ``weights_only``: it must be a dict."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    if not head:
+        raise ValueError(f"{path} is empty")
+    archive = zipped_names(path)
+    if any(name.endswith("constants.pkl") for name in archive):
+        raise ValueError(pickled(path, "a TorchScript program"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on other pickle protocols; the outcome is told below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if archive or (head[:1] == b"\x80" and "invalid load key" not in str(error)):
+            raise ValueError(pickled(path, "a pickled object")) from error
+        raise ValueError(no_checkpoint(path)) from error
+    except (EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        # What torch raises depends on where a file that is cut short or of another kind stops making sense.
+        raise ValueError(no_checkpoint(path)) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not a state dict: save model.state_dict()")
+    return content
+
+
+def zipped_names(path: Path) -> tuple[str, ...]:
+    """Names in a zip archive; empty where the file is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(archive.namelist())
+    except zipfile.BadZipFile:
+        return ()
+
+
+def pickled(path: Path, what: str) -> str:
+    """The message that refuses a pickle."""
+    return (
+        f"{path} holds {what}, which would run code when loaded; "
+        f"convert it: torch.save(model.state_dict(), '{path.stem}_weights.pt')"
+    )
+
+
+def no_checkpoint(path: Path) -> str:
+    """The message for a file that torch cannot read."""
+    return f"{path} is no checkpoint, or is cut short: give a file that torch.save or safetensors wrote"
+
+
+def state_dict_in(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict itself: bare, or nested under one of the usual keys (at any depth)."""
+    for key in NESTED_UNDER:
+        if isinstance(content.get(key), Mapping):
+            return state_dict_in(content[key], path)
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not any(value.ndim for value in state.values()):
+        keys = ", ".join(str(key) for key in list(content)[:5]) or "none"
+        raise ValueError(
+            f"{path} holds no state dict (its keys: {keys}): expected tensors, bare or under {', '.join(NESTED_UNDER)}"
+        )
+    return state
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without ``module.`` and ``_orig_mod.``, in any combination, and without AveragedModel's counter."""
+    plain = {key: value for key, value in state.items() if key != "n_averaged"}
+    while prefix := next((each for each in PREFIXES if all(key.startswith(each) for key in plain)), ""):
+        plain = {key.removeprefix(prefix): value for key, value in plain.items()}
+    return {re.sub(r"(^|\.)_orig_mod\.", r"\1", key): value for key, value in plain.items()}
+
+
+def raised(value: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32; anything else as it is."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

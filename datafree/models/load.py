@@ -1,0 +1,223 @@
+"""Anybody's checkpoint as a network: what is not said is read off the weights, and each such choice is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from datafree.models import ALIASES, MODELS, model_names
+from datafree.models.build import build_model, is_file_arch, output_shape, run_file, unknown_name
+from datafree.models.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
+from datafree.models.fit import SIDES, Fit, closest, closest_words, compare, ends, fit, misfit
+from datafree.models.naming import names_in, shapes_of
+from datafree.models.pretrained import load_pretrained, torchvision_names, usual_side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A trained network (in evaluation mode, on the CPU) and what is known of it.
+
+    ``shape``: (C, H, W) of its images, None if it cannot be known. ``mean``, ``std``: the normalisation it needs, one
+    value a channel, None if the checkpoint does not say. ``data``: the domain's name if the checkpoint knows it.
+    ``sha256``: of the file. ``choices``: one line for each thing that was inferred.
+    """
+
+    network: nn.Module
+    arch: str
+    shape: tuple[int, int, int] | None
+    classes: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    data: str | None
+    sha256: str | None
+    source: str
+    choices: tuple[str, ...]
+
+
+def load_model(
+    source: str,
+    *,
+    arch: str | None = None,
+    shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
+    download: bool = False,
+) -> Loaded:
+    """Load a trained network.
+
+    ``source``: a state dict in a .pt, .pth or .th file (bare, or under state_dict, model, model_state_dict, net), a
+    .safetensors file, a run folder, ``torchvision:NAME`` or ``timm:NAME``. ``arch``: any name ``build_model`` takes;
+    else the checkpoint's own word, else the file's name. ``shape`` (C, H, W) and ``classes`` are checked where given,
+    else read off the weights. ``download`` allows torchvision's and timm's weights to be fetched. Pickled code is
+    never run; a file named with ``arch="file.py:function"`` is.
+
+    Raises FileNotFoundError or ValueError, one line that says what to do.
+    """
+    if source.startswith(("torchvision:", "timm:")):
+        if arch not in (None, source):
+            raise ValueError(f"--arch {arch} goes with a checkpoint file; {source} has its own architecture")
+        found = load_pretrained(source, download=download)
+        check_classes(source, found.classes, classes, "its pretrained weights")
+        if shape is not None and shape[0] != found.shape[0]:
+            raise ValueError(f"{source} takes images of {found.shape[0]} channels, not {shape[0]}: correct --shape")
+        return Loaded(
+            network=found.network,
+            arch=source,
+            shape=shape or found.shape,
+            classes=found.classes,
+            mean=found.mean,
+            std=found.std,
+            data=None,
+            sha256=found.sha256,
+            source=source,
+            choices=found.choices,
+        )
+    try:
+        path = find_checkpoint(source)
+    except FileNotFoundError as error:
+        if f"torchvision:{source}" in torchvision_names():
+            raise FileNotFoundError(f"no file {source}: for pretrained weights say torchvision:{source}") from error
+        raise
+    checkpoint = read_checkpoint(path)
+    if arch is not None and is_file_arch(arch):
+        return from_user_file(source, checkpoint, arch=arch, shape=shape, classes=classes)
+    return from_known_name(source, checkpoint, arch=arch, shape=shape, classes=classes)
+
+
+def check_classes(source: str, found: int, wanted: int | None, where: str) -> None:
+    """Raise ValueError where the number of classes that was asked for is not the weights'."""
+    if wanted is not None and wanted != found:
+        raise ValueError(f"{source} has {found} classes ({where}), not {wanted}: correct --classes or the data set")
+
+
+def from_known_name(
+    source: str, checkpoint: Checkpoint, *, arch: str | None, shape: tuple[int, int, int] | None, classes: int | None
+) -> Loaded:
+    """Load into an architecture of the zoo, torchvision's or timm's."""
+    known_shape = shape or checkpoint.shape
+    names, why = candidates(checkpoint, arch)
+    if not names:
+        raise ValueError(
+            f"{source}: neither the file nor its name says the architecture; name it with --arch: "
+            f"{', '.join(model_names())}, torchvision:NAME, timm:NAME or file.py:function "
+            f"({closest_words(closest(checkpoint.state))})"
+        )
+    tried: list[Fit] = []
+    for name in names:
+        tried.append(fit(name, checkpoint.state, shape=known_shape, side=usual_side(name)))
+        if tried[-1].fits:
+            break
+    taken = tried[-1]
+    if not taken.fits:
+        check_channels(source, checkpoint, tried[0].first, known_shape)
+        best = closest(checkpoint.state, extra=names)
+        raise ValueError(misfit(source, tried[0].arch, tried[0].difference, best))
+    check_classes(source, taken.classes, classes, f"read off {taken.last}")
+    with torch.random.fork_rng(devices=[]):  # its weights are overwritten: the random numbers are left alone
+        network = build_model(taken.arch, shape=taken.shape, classes=taken.classes)
+    choices = [] if why == "given" else [f"architecture: {taken.arch} ({why})"]
+    if taken.naming:
+        choices.append(f"names of the tensors: {taken.naming}, renamed")
+    if classes is None and "classes" not in checkpoint.metadata:
+        choices.append(f"classes: {taken.classes} (read off {taken.last})")
+    if known_shape is None:
+        size = "x".join(map(str, taken.shape))
+        choices.append(f"shape: {size} (channels read off {taken.first}, usual size for {taken.arch})")
+    fill(network, checkpoint, taken.keys)
+    return loaded(source, checkpoint, network, taken.arch, taken.shape, taken.classes, choices)
+
+
+def candidates(checkpoint: Checkpoint, arch: str | None) -> tuple[list[str], str]:
+    """Architectures to try, the likeliest first, and where their names were found."""
+    stated = arch or checkpoint.metadata.get("arch")
+    if stated:
+        if is_file_arch(stated):  # a file that only the checkpoint names is never run
+            raise ValueError(f"{checkpoint.path} was made with --arch {stated}: give --arch again (it runs that file)")
+        if not stated.startswith(("torchvision:", "timm:")) and stated not in model_names():
+            raise ValueError(unknown_name(stated, model_names()))
+        return [ALIASES.get(stated, stated)], "given" if arch else "from the checkpoint"
+    known = (*MODELS, *ALIASES, *torchvision_names())
+    hinted = names_in(checkpoint.hint, known)
+    names = [*hinted, *names_in(checkpoint.path.stem, known)]
+    why = "from the checkpoint" if hinted else "from the file's name"
+    return list(dict.fromkeys(ALIASES.get(name, name) for name in names)), why
+
+
+def check_channels(source: str, checkpoint: Checkpoint, name: str, shape: tuple[int, int, int] | None) -> None:
+    """Where a given shape has other channels than the first convolution ``name``, say that rather than list keys."""
+    weight = checkpoint.state.get(name)
+    if shape is not None and weight is not None and weight.ndim == 4 and weight.shape[1] != shape[0]:
+        takes = weight.shape[1]
+        raise ValueError(f"{source} takes {takes} channels (read off {name}), not {shape[0]}: correct --shape")
+
+
+def from_user_file(
+    source: str, checkpoint: Checkpoint, *, arch: str, shape: tuple[int, int, int] | None, classes: int | None
+) -> Loaded:
+    """Load into the module that the user's function returns; what it takes and gives is tried out."""
+    with torch.random.fork_rng(devices=[]):
+        network = run_file(arch)
+    difference = compare(shapes_of(checkpoint.state), shapes_of(network.state_dict()))
+    if difference.share < 1:
+        raise ValueError(misfit(source, arch, difference, closest(checkpoint.state)))
+    fill(network, checkpoint, {key: key for key in checkpoint.state})
+    first, last = ends(network)
+    known_shape = shape or checkpoint.shape
+    outputs = {each: output_shape(network, each) for each in ([known_shape] if known_shape else shapes_for(network))}
+    taken = next((each for each, out in outputs.items() if not isinstance(out, str) and len(out) == 2), None)
+    if known_shape is not None and taken is None:
+        size, got = "x".join(map(str, known_shape)), outputs[known_shape]
+        raise ValueError(f"{arch} gives no logits (1, classes) for one image of {size}, but {got}: correct --shape")
+    out = outputs[taken] if taken is not None else (1, checkpoint.state[last].shape[0])
+    assert not isinstance(out, str)
+    check_classes(source, out[1], classes, f"outputs of {arch}")
+    choices = [f"classes: {out[1]} (outputs of {arch})"]
+    if known_shape is None and taken is not None:
+        size = "x".join(map(str, taken))
+        choices.append(f"shape: {size} (channels read off {first}, the first usual size that {arch} takes)")
+    return loaded(source, checkpoint, network, arch, taken, out[1], choices)
+
+
+def shapes_for(network: nn.Module) -> list[tuple[int, int, int]]:
+    """Usual image shapes for a network of any kind: 224 px first if it begins like an ImageNet network."""
+    first = next((each for each in network.modules() if isinstance(each, nn.Conv2d | nn.Linear)), None)
+    channels = (first.in_channels,) if isinstance(first, nn.Conv2d) else (1, 3)
+    large = isinstance(first, nn.Conv2d) and first.kernel_size[0] >= 7 and first.stride[0] >= 2
+    preferred = 224 if large else 28 if channels[0] == 1 else 32
+    return [(each, side, side) for side in dict.fromkeys((preferred, *SIDES)) for each in channels]
+
+
+def fill(network: nn.Module, checkpoint: Checkpoint, keys: Mapping[str, str]) -> None:
+    """Copy the checkpoint's tensors into a network that they fit, and set it to evaluation mode."""
+    state = {new: checkpoint.state[old] for old, new in keys.items()}
+    left = network.load_state_dict(state, strict=False)
+    assert all(key.endswith("num_batches_tracked") for key in (*left.missing_keys, *left.unexpected_keys))
+    network.eval()
+
+
+def loaded(
+    source: str,
+    checkpoint: Checkpoint,
+    network: nn.Module,
+    arch: str,
+    shape: tuple[int, int, int] | None,
+    classes: int,
+    choices: list[str],
+) -> Loaded:
+    """Put the network together with what the checkpoint's metadata say of its normalisation and data."""
+    metadata: dict[str, Any] = checkpoint.metadata
+    return Loaded(
+        network=network,
+        arch=arch,
+        shape=shape,
+        classes=classes,
+        mean=tuple(metadata["mean"]) if metadata.get("mean") else None,
+        std=tuple(metadata["std"]) if metadata.get("std") else None,
+        data=metadata.get("data"),
+        sha256=checkpoint.sha256,
+        source=source,
+        choices=tuple(choices),
+    )

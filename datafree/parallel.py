@@ -1,0 +1,176 @@
+"""Several processes: rank, world size, slices of a batch, and reductions that gradients flow through.
+
+Launched by torchrun, nothing else. A loss that is a mean over samples needs `average_gradients` alone. A loss of batch
+statistics (batch norm in training mode, the BN term, class balance) needs its statistics reduced over all processes,
+with gradients: `batch_mean` and `synchronise`. Every process draws the global batch's random numbers and takes its slice,
+so that N processes compute what one does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """Number of processes; 1 outside of torchrun."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, 0 for the one that writes."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def initialise(device: str) -> str:
+    """Joins the group that torchrun announced (gloo on CPU, nccl on GPUs) and returns this process's device."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    cuda = device.startswith("cuda")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else device
+
+
+def finish() -> None:
+    """Leaves the group, if one was joined."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shard(batch: Tensor) -> Tensor:
+    """This process's equal slice of a global batch (along the first dimension).
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
+    """
+    size = world_size()
+    if size == 1:
+        return batch
+    if len(batch) % size:
+        raise ValueError(f"a batch of {len(batch)} does not divide among {size} processes: take a multiple of {size}")
+    return batch.chunk(size)[rank()]
+
+
+def gather(rows: Tensor) -> Tensor:
+    """All processes' rows in rank order, without gradient."""
+    if world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def latest(value: float) -> float:
+    """The largest of all processes' values: all read one clock, or take one decision (0 or 1)."""
+    if world_size() == 1:
+        return value
+    held = torch.tensor([value], dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(held, op=dist.ReduceOp.MAX)
+    return float(held.item())
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes; the gradient is summed too, since every process's loss depends on every process's input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Mean of equally weighted values over processes, with gradients."""
+    return x if world_size() == 1 else _apply_sum(x) / world_size()
+
+
+def _apply_sum(x: Tensor) -> Tensor:
+    result: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+def batch_mean(x: Tensor) -> Tensor:
+    """Mean over the first dimension of the global batch, with gradients."""
+    return mean_over_processes(x.mean(0))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Averages gradients over processes between backward and step: exact for losses that are means over samples."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def synchronise(network: nn.Module) -> nn.Module:
+    """Makes batch norm in training mode use the global batch's statistics; parameters, buffers and names stay.
+
+    torch's own SyncBatchNorm works on GPUs only. Nothing changes for one process.
+    """
+    if world_size() == 1:
+        return network
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            module.forward = _synchronised_forward(module)  # type: ignore[method-assign]
+    return network
+
+
+def _synchronised_forward(norm: nn.modules.batchnorm._BatchNorm) -> Any:
+    plain = norm.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not norm.training:
+            return plain(x)
+        mean, var = channel_statistics(x)
+        count = x.numel() // x.shape[1] * world_size()
+        assert norm.running_mean is not None and norm.running_var is not None
+        with torch.no_grad():
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked += 1
+            momentum = norm.momentum
+            if momentum is None:
+                momentum = 1 / float(norm.num_batches_tracked or 1)
+            norm.running_mean.lerp_(mean, momentum)
+            norm.running_var.lerp_(var * count / max(count - 1, 1), momentum)
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        y = (x - mean.view(shape)) * torch.rsqrt(var.view(shape) + norm.eps)
+        return y * norm.weight.view(shape) + norm.bias.view(shape) if norm.affine else y
+
+    return forward
+
+
+def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel over the global batch and all positions, in float32 at least.
+
+    Args:
+        x: (N, C, ...) activations; half types are raised to float32.
+
+    Returns:
+        Two tensors (C,), differentiable; equal to those of one process that sees the whole batch.
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    dims = [0, *range(2, x.dim())]
+    if world_size() == 1:
+        var, mean = torch.var_mean(x, dims, correction=0)
+        return mean, var
+    mean = mean_over_processes(x.mean(dims))
+    centred = x - mean.view(1, -1, *(1 for _ in dims[1:]))
+    return mean, mean_over_processes(centred.square().mean(dims))

@@ -1,0 +1,271 @@
+"""The run folder: manifest, checkpoints, metrics, pictures, networks; and the one atomic write that all files go through."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import datafree
+
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+_OURS = ("run.json", "result.json", "metrics.jsonl", "report.html", CHECKPOINT, PREVIOUS, "images", "tensorboard")
+_NETWORKS = ("student.safetensors", "generator.safetensors", "model.safetensors", "teacher.safetensors")
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Writes to a temporary file beside `path`, syncs it and renames it: `path` is the old or the new content, never a part.
+
+    Raises:
+        ValueError: the folder cannot be written or has no space left; what stood there before still stands.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; free space or give another --out") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def save_network(path: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
+    """Writes weights as safetensors with `about` (plain JSON types) under the metadata key "datafree".
+
+    Tensors are stored contiguous: safetensors does not take channels_last.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in network.state_dict().items()}
+    atomic_write(path, save(tensors, metadata={"datafree": json.dumps(dict(about))}))
+
+
+class Run:
+    """One run's folder.
+
+    Attributes:
+        path: the folder.
+        resumed: whether the run goes on from a checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: Any = None
+        self._events: Any = None
+
+    @classmethod
+    def create(cls, out: str | Path | None, name: str, *, force: bool = False) -> Run:
+        """A fresh folder: `out`, or runs/NAME-N with the first N that is free.
+
+        Raises:
+            ValueError: the folder holds something and `force` is not given, or cannot be written.
+        """
+        if out is None:
+            n = 1
+            while (path := Path("runs") / f"{name}-{n}").exists():
+                n += 1
+        else:
+            path = Path(out)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file: give a folder as --out")
+        try:
+            held = sorted(p.name for p in path.iterdir()) if path.exists() else []
+            if held and not force:
+                hint = (
+                    "go on with --resume, start anew with --force"
+                    if "run.json" in held
+                    else "give another --out, or --force"
+                )
+                raise ValueError(f"{path} is not empty (it holds {held[0]}): {hint}")
+            path.mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK):
+                raise PermissionError(13, "no permission")
+            for ours in (*_OURS, *_NETWORKS):
+                _remove(path / ours)
+        except OSError as error:
+            raise ValueError(f"cannot write to {path}: {error.strerror or error}; give another --out") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """An existing run.
+
+        Raises:
+            ValueError: no run is there.
+        """
+        path = Path(path)
+        if not (path / "run.json").is_file():
+            raise ValueError(f"no run in {path} (it has no run.json): start one without --resume")
+        return cls(path)
+
+    def manifest(self) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.path / 'run.json'} cannot be read ({error}): start the run anew with --force"
+            ) from error
+        return content
+
+    def result(self) -> dict[str, Any] | None:
+        """What result.json holds, or None while the run is not finished."""
+        path = self.path / "result.json"
+        if not path.is_file():
+            return None
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Writes the state and keeps the previous checkpoint."""
+        self._flush()
+        position = self._metrics.tell() if self._metrics is not None else 0
+        buffer = BytesIO()
+        torch.save({**state, "metrics_bytes": position}, buffer)
+        path = self.path / CHECKPOINT
+        fresh = self.path / f".{CHECKPOINT}.new"
+        atomic_write(fresh, buffer.getvalue())
+        if path.exists():
+            os.replace(path, self.path / PREVIOUS)
+        os.replace(fresh, path)
+
+    def load_checkpoint(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest whole checkpoint (None if there is none yet) and warnings about torn ones.
+
+        Every byte is checked against the file's own CRCs, and no code is executed.
+        """
+        warnings = []
+        for name in (CHECKPOINT, PREVIOUS):
+            path = self.path / name
+            if not path.exists():
+                continue
+            state = _read_checkpoint(path)
+            if state is not None:
+                return state, warnings
+            warnings.append(f"{path} is torn or corrupt; going back to the one before")
+        return None, warnings
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to metrics.jsonl and its numbers to TensorBoard; the row has a "step"."""
+        if self._metrics is None:
+            self.start_log(0, 0)
+        self._metrics.write((json.dumps(dict(row)) + "\n").encode())
+        self._flush()
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._events.add_scalar(name, value, row["step"])
+
+    def start_log(self, position: int, step: int) -> None:
+        """Opens the log; what was written after the checkpoint that is resumed (`position`, `step`) is cut off."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._metrics = open(self.path / "metrics.jsonl", "ab")  # noqa: SIM115 (closed in `close`)
+        self._metrics.truncate(position)
+        self._metrics.seek(0, os.SEEK_END)
+        self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step or None)  # type: ignore[no-untyped-call]
+
+    def picture(self, name: str, png: bytes) -> None:
+        """Writes images/NAME.png."""
+        (self.path / "images").mkdir(exist_ok=True)
+        atomic_write(self.path / "images" / f"{name}.png", png)
+
+    def _flush(self) -> None:
+        if self._metrics is not None:
+            self._metrics.flush()
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._events.close()
+            self._metrics = None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        for child in path.iterdir():
+            _remove(child)
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError):
+        return None
+    return state
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, git commit, machine and command, for the manifest."""
+    packages = ("torch", "torchvision", "numpy", "kornia")
+    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    return {
+        "datafree": datafree.__version__,
+        "command": _command(),
+        "versions": versions,
+        "git": _git_commit(),
+        "machine": {
+            "platform": platform.platform(),
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        },
+    }
+
+
+def _command() -> str:
+    """The command line as a person would type it again; for a script, its own."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["datafree" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from; None when it is installed elsewhere."""
+    folder = Path(datafree.__file__).resolve().parent
+    if not (folder.parent / ".git").exists():
+        return None
+    done = subprocess.run(
+        ["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Makes .venv, installs the test tools and checks everything: format, lint, types, import rules, tests.
+#
+#     bash scripts/test.sh                      # the unit tests
+#     bash scripts/test.sh --all                # the slow tests too
+#     bash scripts/test.sh tests/losses -k kl   # further arguments go to pytest
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+
+if [[ "${1:-}" == --all ]]; then
+    shift
+    set -- -m "" "$@" # overrides the -m "not slow" of setup.cfg
+fi
+
+run() {
+    printf '+%s\n' "$(printf ' %q' "$@")"
+    "$@"
+}
+
+make_environment test
+export PATH=$VENV/bin:$PATH
+export CUDA_VISIBLE_DEVICES="" # the tests are for the CPU
+export OMP_NUM_THREADS=1       # two threads on busy cores can be many times slower than one
+cd "$ROOT"
+
+run ruff format --check .
+run ruff check .
+run mypy
+run lint-imports
+run pre-commit validate-config
+run python -m pytest "$@"
