@@ -41,7 +41,7 @@ class Bank:
         self.added += len(rows)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draws n images of the global batch with replacement; returns this process's slice, (n / processes, C, H, W) uint8."""
+        """Draws n images with replacement for the global batch; returns this process's slice (.., C, H, W), uint8."""
         assert len(self), "the bank is empty"
         rows = torch.randint(len(self), (n,), generator=generator, device=self.images.device)
         return self.images[shard(rows)]

@@ -1,4 +1,4 @@
-"""One definition of a hyper-parameter: a dataclass field gives the Python default, the flag, the manifest and the docs row.
+"""One definition of a hyper-parameter: a dataclass field gives default, flag, manifest entry and docs row.
 
 Imports nothing heavy: the command line reads it before anything else.
 """

@@ -2,8 +2,8 @@
 
 Launched by torchrun, nothing else. A loss that is a mean over samples needs `average_gradients` alone. A loss of batch
 statistics (batch norm in training mode, the BN term, class balance) needs its statistics reduced over all processes,
-with gradients: `batch_mean` and `synchronise`. Every process draws the global batch's random numbers and takes its slice,
-so that N processes compute what one does.
+with gradients: `batch_mean` and `synchronise`. Every process draws the global batch's random numbers and takes its
+slice, so that N processes compute what one does.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def mean_over_processes(x: Tensor) -> Tensor:
 
 
 def _apply_sum(x: Tensor) -> Tensor:
-    result: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
+    result: Tensor = _Sum.apply(x)
     return result
 
 
@@ -116,7 +116,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat = torch.cat([g.reshape(-1) for g in gradients])
     dist.all_reduce(flat)
     flat /= world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 

@@ -1,4 +1,4 @@
-"""The run folder: manifest, checkpoints, metrics, pictures, networks; and the one atomic write that all files go through."""
+"""The run folder: manifest, checkpoints, metrics, pictures, networks; and the one atomic write of all files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NETWORKS = ("student.safetensors", "generator.safetensors", "model.safetensors"
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Writes to a temporary file beside `path`, syncs it and renames it: `path` is the old or the new content, never a part.
+    """Writes a temporary file beside `path`, syncs and renames it: `path` has the old or the new content, never a part.
 
     Raises:
         ValueError: the folder cannot be written or has no space left; what stood there before still stands.
@@ -154,7 +154,7 @@ class Run:
 
         Every byte is checked against the file's own CRCs, and no code is executed.
         """
-        warnings = []
+        warnings: list[str] = []
         for name in (CHECKPOINT, PREVIOUS):
             path = self.path / name
             if not path.exists():
@@ -182,7 +182,7 @@ class Run:
         self._metrics = open(self.path / "metrics.jsonl", "ab")  # noqa: SIM115 (closed in `close`)
         self._metrics.truncate(position)
         self._metrics.seek(0, os.SEEK_END)
-        self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step or None)  # type: ignore[no-untyped-call]
+        self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step or None)
 
     def picture(self, name: str, png: bytes) -> None:
         """Writes images/NAME.png."""

@@ -1,4 +1,4 @@
-"""How any network here is trained: a clock, a schedule, an optimiser, a moving average, and the one loop around them."""
+"""How any network here is trained: a clock, a schedule, an optimiser, a moving average, and one loop around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a live line where stderr is a terminal, plain lines elsewhere, nothing with -q."""
+"""What a person sees while a job runs: a live line on a terminal, plain lines elsewhere, nothing with -q."""
 
 from __future__ import annotations
 

@@ -145,7 +145,9 @@ def _print_result(result: Any, quiet: bool) -> None:
         ("images synthesized", f"{m['images']:,}"),
         (
             "time",
-            f"{m['total_seconds']:.0f} s ({m['synthesis_seconds']:.0f} s synthesis, {m['distillation_seconds']:.0f} s distillation)",
+            "{total_seconds:.0f} s (synthesis {synthesis_seconds:.0f}, distillation {distillation_seconds:.0f})".format(
+                **m
+            ),
         ),
         ("peak memory", f"{m['peak_rss_mb']:,.0f} MB"),
         ("report", str(result.path / "report.html")),
@@ -164,7 +166,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
         rows.append(
             (
                 role,
-                f"{about['arch']}: {about['parameters']:,} parameters, {about['multiply_adds'] / 1e6:,.1f} M multiply-adds",
+                f"{about['arch']}: {about['parameters']:,} parameters, {about['multiply_adds']:,} multiply-adds",
             )
         )
     rows.append(("memory expected", f"about {plan['expected_memory_mb']:,} MB"))

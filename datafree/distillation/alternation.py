@@ -37,7 +37,7 @@ class Alternation:
         self.agreement: Tensor = torch.zeros(())
 
     def warming_up(self, clock: Clock) -> bool:
-        """A share of the wall clock, or of the rounds where the run is counted in steps; over once the student has begun."""
+        """A share of the wall clock, or of the rounds in a run of steps; over once the student has begun."""
         if clock.step or not self.warmup:
             return False
         if clock.steps is None:

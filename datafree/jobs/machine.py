@@ -51,7 +51,7 @@ def autocast(device: torch.device, precision: str) -> Callable[[], Any]:
 
 def random_states(rng: torch.Generator) -> dict[str, Any]:
     """Every random state of the process and the run's own generator, as tensors and plain types."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "run": rng.get_state(),
         "torch": torch.get_rng_state(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ from datafree.synthesis import METHODS, load_method
 from datafree.training import EPOCH_STEPS, Clock, default_batch_size, make_clock
 
 # Where no length is given: the embedded digits job is short, any other takes half an hour of wall clock.
-DIGITS_LENGTH = {"steps": 2400}
+EMBEDDED_LENGTH = {"steps": 2000}
 USUAL_LENGTH = {"budget": "30m"}
+EMBEDDED_BATCH = 64
 # Learning rates are given for this many images a step; smaller batches take proportionally less.
 RATE_BATCH = 128
+# Where a person takes another optimiser than the method's.
+RATES = {"sgd": 0.1, "adam": 1e-3}
 
 
 @dataclass(kw_only=True)
@@ -86,24 +90,50 @@ def make_plan(
         student = next_smaller(teacher.loaded.arch, domain.shape)
         choices.append(f"student: {student} (the next smaller network; --student names another)")
     network = build_model(student, shape=domain.shape, classes=domain.classes)
-    filled = _fill_optimisation(config, method.STUDENT, domain, choices, DIGITS_LENGTH if embedded else USUAL_LENGTH)
+    filled = _fill_optimisation(config, method.STUDENT, domain, choices, EMBEDDED_LENGTH if embedded else USUAL_LENGTH)
     needed = getattr(method, "NEEDS_STATISTICS", None)
     if needed and getattr(method_config, needed) and not teacher.teacher.has_statistics:
         if needed in options:
             raise ValueError(
-                f"--{needed} {options[needed]:g}: the teacher has no batch norm, so there is nothing to match; leave --{needed} out"
+                f"--{needed} {options[needed]:g}: the teacher has no batch norm, so nothing is matched; leave it out"
             )
         method_config = dataclasses.replace(method_config, **{needed: 0.0})
         warnings.append(f"the teacher has no batch norm: the term {needed!r} has nothing to match and is dropped")
     test = _test_data(config, domain, choices, device)
     filled = dataclasses.replace(
-        filled, student=student, arch=teacher.loaded.arch, mean=domain.mean, std=domain.std, classes=domain.classes,
-        shape="x".join(map(str, domain.shape)), data=config.data or (domain.name if test is not None else None),
-    )  # fmt: skip
+        filled,
+        student=_absolute(student),
+        teacher=_absolute(config.teacher, is_path=True),
+        arch=_absolute(config.arch),
+        mean=domain.mean,
+        std=domain.std,
+        classes=domain.classes,
+        shape="x".join(map(str, domain.shape)),
+        data=config.data if config.data is not None or test is None else domain.name,
+    )
     return Plan(
-        config=filled, method=method, method_config=method_config, set_by_user=set_by_user, teacher=teacher, domain=domain,
-        network=network, test=test, device=device, choices=choices, warnings=warnings,
-    )  # fmt: skip
+        config=filled,
+        method=method,
+        method_config=method_config,
+        set_by_user=set_by_user,
+        teacher=teacher,
+        domain=domain,
+        network=network,
+        test=test,
+        device=device,
+        choices=choices,
+        warnings=warnings,
+    )
+
+
+def _absolute(name: str | None, *, is_path: bool = False) -> str | None:
+    """A file, or file.py:function, by its absolute path, so that the run goes on from any folder; other names stay."""
+    if name is None:
+        return None
+    path, colon, function = name.rpartition(".py:")
+    if colon:
+        return f"{Path(path).resolve()}{colon}{function}"
+    return str(Path(name).resolve()) if is_path and Path(name).exists() else name
 
 
 def method_options(name: str, method: type[Any], options: Mapping[str, Any]) -> Any:
@@ -123,7 +153,7 @@ def _fill_optimisation(
     values: dict[str, Any] = {}
     batch_size = config.batch_size
     if batch_size is None:
-        batch_size = default_batch_size(domain.shape)
+        batch_size = EMBEDDED_BATCH if config.teacher is None else default_batch_size(domain.shape)
         batch_size = -(-batch_size // world_size()) * world_size()
         choices.append(f"batch: {batch_size} images (by the size of the images)")
     if batch_size % world_size():
@@ -133,13 +163,14 @@ def _fill_optimisation(
         if getattr(config, name) is None:
             values[name] = student[name]
     if config.lr is None:
-        values["lr"] = student["lr"] * min(1.0, batch_size / RATE_BATCH)
-        choices.append(f"rate: {values['lr']:g} ({values.get('optimizer', config.optimizer)}, the method's)")
+        optimizer = config.optimizer or student["optimizer"]
+        rate = student["lr"] if optimizer == student["optimizer"] else RATES[optimizer]
+        values["lr"] = rate * min(1.0, batch_size / RATE_BATCH)
+        choices.append(f"rate: {values['lr']:g} ({optimizer}, {batch_size} images a step)")
     if config.steps is None and config.epochs is None and config.budget is None:
         values.update(length)
-        choices.append(
-            f"length: {next(iter(length.values()))} {'steps' if 'steps' in length else 'of wall clock'} (--steps, --epochs or --budget)"
-        )
+        words = f"{length['steps']} steps" if "steps" in length else f"{length['budget']} of wall clock"
+        choices.append(f"length: {words} (--steps, --epochs or --budget sets another)")
     return dataclasses.replace(config, **values)
 
 
@@ -149,15 +180,13 @@ def _test_data(config: TrainConfig, domain: Domain, choices: list[str], device: 
     if config.data is None and name not in DOMAINS:
         choices.append("test data: no data set is named (--data NAME), so nothing is evaluated")
         return None
+    known = data_domain(name)
     try:
-        known = data_domain(name)
         if find_data(name) is None and not config.download:
             raise FileNotFoundError(name)
         data = load_data(name, download=config.download, device=device, splits=("test",))
-    except (FileNotFoundError, ValueError):
-        choices.append(
-            f"test data: none found for {name!r}, so nothing is evaluated (--data names a set, --download fetches it)"
-        )
+    except FileNotFoundError:
+        choices.append(f"test data: none found for {name!r}, so nothing is evaluated (--download fetches public sets)")
         return None
     if known.shape != domain.shape or known.classes != domain.classes or data.x_test is None:
         choices.append(f"test data: {name} does not fit the teacher, so nothing is evaluated")
@@ -178,7 +207,7 @@ def network_costs(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def expected_memory_mb(plan: Plan) -> int:
-    """A rough estimate of the peak: activations of both networks' training step, weights with optimiser state, the bank."""
+    """A rough estimate of the peak: activations of both networks' training step, weights, optimiser state, the bank."""
     batch, shape = plan.config.batch_size or 0, plan.domain.shape
     activations = sum(activation_bytes(net, shape, batch) for net in (plan.teacher.teacher.network, plan.network))
     half = 0.5 if plan.config.precision == "bf16" else 1.0

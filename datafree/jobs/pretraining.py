@@ -146,9 +146,16 @@ def _pretrain(
             "multiply_adds": multiply_adds(network, domain.shape),
         }
         description = {
-            "job": "pretrain", **environment(device), "config": dataclasses.asdict(config), "method_options": {}, "set_by_user": [],
-            "choices": [], "seed": config.seed, "student": costs, "domain": dataclasses.asdict(domain),
-        }  # fmt: skip
+            "job": "pretrain",
+            **environment(device),
+            "config": dataclasses.asdict(config),
+            "method_options": {},
+            "set_by_user": [],
+            "choices": [],
+            "seed": config.seed,
+            "student": costs,
+            "domain": dataclasses.asdict(domain),
+        }
         write_json(path / "run.json", description)
     logged = time.monotonic()
 
@@ -177,9 +184,17 @@ def _pretrain(
         scores = score(predict, data.x_test, data.y_test)
         result = {"accuracy": scores.accuracy, "per_class": {"student": scores.per_class}}
     result |= {
-        "student_accuracy": result["accuracy"], "steps": clock.step, "total_seconds": round(clock.elapsed, 2), "peak_rss_mb": peak_rss_mb(),
-        "precision": config.precision, "threads": torch.get_num_threads(), "seed": config.seed, "student": config.arch, "data": config.data, "file": str(file),
-    }  # fmt: skip
+        "student_accuracy": result["accuracy"],
+        "steps": clock.step,
+        "total_seconds": round(clock.elapsed, 2),
+        "peak_rss_mb": peak_rss_mb(),
+        "precision": config.precision,
+        "threads": torch.get_num_threads(),
+        "seed": config.seed,
+        "student": config.arch,
+        "data": config.data,
+        "file": str(file),
+    }
     if parallel.rank() == 0:
         save_network(file, getattr(best, "network"), about)  # noqa: B009 (a Normalised module)
     if folder is not None:

@@ -13,7 +13,7 @@ from datafree.data import load_data
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.generators import GENERATORS
 from datafree.jobs.loading import LoadedTeacher, load_student, load_teacher
-from datafree.jobs.training import from_manifest
+from datafree.jobs.manifest import from_manifest
 from datafree.pictures import png_bytes
 from datafree.runs import Run, atomic_write
 
@@ -46,7 +46,8 @@ def evaluate(
         raise ValueError(f"{name} has no test split: give data that has one")
     if held.domain.shape != domain.shape or held.domain.classes != domain.classes:
         raise ValueError(
-            f"{name} has {held.domain.shape} images of {held.domain.classes} classes, the student takes {domain.shape} of {domain.classes}"
+            f"{name} has {held.domain.classes} classes of {held.domain.shape} images, "
+            f"the student takes {domain.classes} of {domain.shape}: give the data it was made for"
         )
     found: LoadedTeacher | None = None
     if teacher is not None:
@@ -63,9 +64,14 @@ def run_teacher(run: Run, device: str = "cpu") -> LoadedTeacher:
     config, _ = from_manifest(about)
     domain = about["domain"]
     return load_teacher(
-        config.teacher or str(run.path / "teacher.safetensors"), arch=config.arch, shape=tuple(domain["shape"]), classes=domain["classes"],
-        mean=domain["mean"], std=domain["std"], device=device,
-    )  # fmt: skip
+        config.teacher or str(run.path / "teacher.safetensors"),
+        arch=config.arch,
+        shape=tuple(domain["shape"]),
+        classes=domain["classes"],
+        mean=domain["mean"],
+        std=domain["std"],
+        device=device,
+    )
 
 
 @torch.no_grad()
@@ -74,7 +80,7 @@ def sample(
 ) -> Path:
     """Writes n images of a run's generator as PNG, and the teacher's logits and probabilities for them.
 
-    OUT/images/000000.png ..., OUT/labels.safetensors with `logits` and `probabilities` (n, classes), in the images' order.
+    OUT/images/000000.png ..., and OUT/labels.safetensors with `logits` and `probabilities` (n, classes) in their order.
 
     Raises:
         ValueError: the run has no generator, or the folder is not empty.

@@ -9,7 +9,10 @@ from datafree.losses.precision import raised
 
 
 def decision_mask(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 where student and teacher decide alike, 0 elsewhere. (N,), no gradient. Source: CMI (Fang et al. 2021), eq. 9."""
+    """1 where student and teacher decide alike, 0 elsewhere. (N,), no gradient.
+
+    Source: CMI (Fang et al. 2021), eq. 9.
+    """
     return (student.argmax(1) == teacher.argmax(1)).to(raised(student).dtype)
 
 

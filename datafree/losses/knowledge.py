@@ -34,7 +34,10 @@ def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def l1(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean |s - t| over all logits; the temperature has no part in it. Scalar. Source: DFAD (Fang et al. 2019), eq. 4."""
+    """Mean |s - t| over all logits; the temperature has no part in it. Scalar.
+
+    Source: DFAD (Fang et al. 2019), eq. 4.
+    """
     return (raised(student) - raised(teacher)).abs().mean()
 
 

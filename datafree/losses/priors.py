@@ -13,10 +13,12 @@ from datafree.parallel import batch_mean
 
 
 def onehot(logits: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's own decision: CE(t, argmax t). Scalar >= 0. Source: DAFL (Chen et al. 2019), eq. 3.
+    """Cross-entropy with the teacher's own decision: CE(t, argmax t). Scalar >= 0.
 
     Args:
         logits: the teacher's, (N, C).
+
+    Source: DAFL (Chen et al. 2019), eq. 3.
     """
     return F.cross_entropy(raised(logits), logits.argmax(1))
 

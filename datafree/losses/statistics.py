@@ -43,7 +43,7 @@ def mix_statistics(
 ) -> list[Statistics]:
     """(1 - m) batch + m average, layer by layer: small batches need not carry all statistics by themselves.
 
-    Gradients flow through the batch's part alone, so they shrink by 1 - m. An empty average leaves the batch's as they are.
+    Gradients flow through the batch's part alone, so they shrink by 1 - m. An empty average changes nothing.
 
     Args:
         layers: this batch's statistics.
@@ -63,7 +63,7 @@ def mix_statistics(
 def update_average(
     average: Sequence[tuple[Tensor, Tensor]], layers: Sequence[Statistics], momentum: float
 ) -> list[tuple[Tensor, Tensor]]:
-    """m average + (1 - m) batch, layer by layer; the batch's own on the first call. Once a round, from its last batch."""
+    """m average + (1 - m) batch, layer by layer; the batch's own on the first call."""
     if not average:
         return [(layer.mean.detach(), layer.var.detach()) for layer in layers]
     return [

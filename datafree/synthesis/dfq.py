@@ -2,8 +2,8 @@
 
     L_G = bn Σ_l (||σ²_l - σ̂²_l|| + ||μ_l - μ̂_l||) + onehot CE(t, argmax t) + balance Σ_c p̄_c ln p̄_c - adv KL(t || s)
 
-Source: Choi et al. 2020, "Data-free network quantization with adversarial knowledge distillation", as the common releases
-write it: adv 1, bn 1, onehot 1, balance 20, feed fresh, 1 generator step to 5 or 10 student steps, KL at T = 1.
+Source: Choi et al. 2020, "Data-free network quantization with adversarial knowledge distillation", as the common
+releases write it: adv 1, bn 1, onehot 1, balance 20, fresh images, 1 generator step to 5 or 10 student steps, T = 1.
 Our defaults differ: see the numbered list in docs/methods/dfq.md.
 """
 
@@ -48,10 +48,10 @@ class DFQConfig:
     latent: Latent = 256
     generator: GeneratorName = "auto"
     generator_width: GeneratorWidth = 32
-    generator_lr: GeneratorLr = 1e-3
+    generator_lr: GeneratorLr = 4e-3
     generator_steps: GeneratorSteps = 5
     student_steps: StudentSteps = 40
-    synthesis_batch: SynthesisBatch = None
+    synthesis_batch: SynthesisBatch = 64
     student_mode: StudentMode = "eval"
     feed: Feed = "bank"
     bank: BankSize = 20_000

@@ -39,7 +39,7 @@ class Setting:
 
 
 class Batch:
-    """What the student learns from: images (N, C, H, W) in [0, 1], weights (N,) or None, anything else a method knows."""
+    """What the student learns from: images (N, C, H, W) in [0, 1], weights (N,) or None, what else a method knows."""
 
     def __init__(self, images: Tensor, weights: Tensor | None = None, extras: dict[str, Tensor] | None = None) -> None:
         self.images, self.weights, self.extras = images, weights, extras or {}
@@ -90,7 +90,7 @@ class Imaging:
         if self.name == "auto":
             self.name = "dcgan" if min(setting.domain.shape[1:]) >= 64 else "small"
         network = GENERATORS[self.name](config.latent, setting.domain.shape, config.generator_width)
-        self.generator = synchronise(network.to(setting.device, memory_format=torch.channels_last))
+        self.generator = synchronise(network.to(setting.device).to(memory_format=torch.channels_last))
         self.optimizer = self._adam()
         self.bank = Bank(config.bank, setting.domain.shape, setting.device) if config.feed == "bank" else None
         self.last: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Noise: the baseline that knows nothing. The student matches the teacher on random images; nothing is trained to make them.
+"""Noise: the baseline that knows nothing. The student matches the teacher on random images; no generator is trained.
 
 Source: the row "Gaussian noise" of DAFL's Table 1 (Chen et al. 2019). In normalised space the noise is standard normal;
 it is cut to [0, 1] in pixel space, as every image here is.

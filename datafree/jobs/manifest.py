@@ -1,0 +1,53 @@
+"""run.json: what a run was, in enough detail to run it again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from datafree import parallel
+from datafree.config import TrainConfig, replace
+from datafree.jobs.planning import Plan, network_costs
+from datafree.runs import environment
+
+
+def split_options(config: TrainConfig, options: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
+    """Parts keywords into fields of `TrainConfig` and the method's own."""
+    common = {f.name for f in dataclasses.fields(TrainConfig)}
+    config = replace(config, {k: v for k, v in options.items() if k in common})
+    return config, {k: v for k, v in options.items() if k not in common}
+
+
+def from_manifest(about: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
+    """Configuration and method options of a saved run."""
+    try:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}
+        config: TrainConfig = replace(TrainConfig(), values)
+        return config, dict(about["method_options"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"this is no run.json of datafree train ({error}): give one that a run wrote") from error
+
+
+def manifest(plan: Plan) -> dict[str, Any]:
+    """run.json."""
+    costs, loaded = network_costs(plan), plan.teacher.loaded
+    teacher = {"source": loaded.source, "sha256": loaded.sha256, **costs["teacher"]}
+    # The architecture and the embedded teacher are found again by the same rules; the rest is pinned.
+    config = dataclasses.asdict(plan.config)
+    if config["teacher"] is None:
+        config.update(shape=None, classes=None, mean=None, std=None)
+    return {
+        "job": "train",
+        **environment(plan.device),
+        "config": config,
+        "method_options": dataclasses.asdict(plan.method_config),
+        "set_by_user": list(plan.set_by_user),
+        "choices": plan.choices,
+        "warnings": plan.warnings,
+        "seed": plan.config.seed,
+        "processes": parallel.world_size(),
+        "teacher": teacher,
+        "student": costs["student"],
+        "domain": dataclasses.asdict(plan.domain),
+    }

@@ -1,0 +1,118 @@
+"""One-hot, class balance, activation: against published code, by hand, and by finite differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from datafree import losses
+
+PARITY = np.load(Path(__file__).with_name("parity.npz"), allow_pickle=False)
+CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+
+
+def held(name: str) -> Tensor:
+    return torch.from_numpy(PARITY[f"priors.{name}"])
+
+
+def par(name: str) -> float:
+    return float(PARITY[f"priors.par_{name}"])
+
+
+@pytest.mark.parametrize(
+    ("term", "given", "name"),
+    [
+        (losses.onehot, "teacher_logits", "onehot"),
+        (losses.class_balance, "teacher_logits", "balance_ln"),
+        (lambda t: losses.class_balance(t, base=10), "teacher_logits", "balance_log10"),
+        (losses.activation, "features", "activation"),
+    ],
+)
+def test_terms_equal_published_code(term: Callable[[Tensor], Tensor], given: str, name: str) -> None:
+    x = held(f"in_{given}").requires_grad_()
+    loss = term(x)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss, held(f"out_{name}"), **CLOSE)
+    torch.testing.assert_close(x.grad, held(f"grad_{name}_{given}"), **CLOSE)
+
+
+def test_dafls_objective_equals_its_release() -> None:
+    """The whole generator step of DAFL's release, which adds the student's loss with the teacher detached."""
+    teacher, student = held("in_teacher_logits").requires_grad_(), held("in_student_logits").requires_grad_()
+    features = held("in_features").requires_grad_()
+    distillation = losses.kl(student, teacher.detach())
+    total = (
+        par("dafl_oh") * losses.onehot(teacher)
+        + par("dafl_ie") * losses.class_balance(teacher, base=10)
+        + par("dafl_a") * losses.activation(features)
+        + distillation
+    )
+    total.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(distillation, held("out_dafl_kd"), **CLOSE)
+    torch.testing.assert_close(total, held("out_dafl_total"), **CLOSE)
+    torch.testing.assert_close(teacher.grad, held("grad_dafl_total_teacher_logits"), **CLOSE)
+    torch.testing.assert_close(student.grad, held("grad_dafl_total_student_logits"), **CLOSE)
+    torch.testing.assert_close(features.grad, held("grad_dafl_total_features"), **CLOSE)
+
+
+def test_dfqs_objective_equals_the_common_release() -> None:
+    """The generator's terms as the common release sums them; its BN term is zero in these vectors."""
+    teacher, student = held("in_teacher_logits").requires_grad_(), held("in_student_logits").requires_grad_()
+    features = held("in_features").requires_grad_()
+    total = (
+        par("zju_oh") * losses.onehot(teacher)
+        - par("zju_adv") * losses.disagreement(student, teacher)
+        + par("zju_balance") * losses.class_balance(teacher)
+        + par("zju_act") * losses.activation(features)
+    )
+    total.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(total, held("out_zju_total"), **CLOSE)
+    torch.testing.assert_close(teacher.grad, held("grad_zju_total_teacher_logits"), **CLOSE)
+    torch.testing.assert_close(student.grad, held("grad_zju_total_student_logits"), **CLOSE)
+    torch.testing.assert_close(features.grad, held("grad_zju_total_features"), **CLOSE)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_class_balance_is_lowest_for_a_uniform_mean(classes: int) -> None:
+    uniform = torch.zeros(4, classes, dtype=torch.float64)
+    assert losses.class_balance(uniform).item() == pytest.approx(-math.log(classes), rel=1e-14)
+    each_once = torch.eye(classes, dtype=torch.float64) * 1e3  # certain, but every class comes up once
+    assert losses.class_balance(each_once).item() == pytest.approx(-math.log(classes), rel=1e-14)
+
+
+def test_class_balance_of_a_single_class_is_zero_and_finite() -> None:
+    one = torch.tensor([[1e4, 0.0, 0.0]] * 3, requires_grad=True)
+    loss = losses.class_balance(one)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0.0
+    assert one.grad is not None and one.grad.isfinite().all()
+
+
+def test_class_balance_in_base_ten_is_that_in_base_e_over_ln_ten() -> None:
+    t = torch.randn(7, 5, dtype=torch.float64)
+    torch.testing.assert_close(losses.class_balance(t, base=10), losses.class_balance(t) / math.log(10))
+
+
+def test_onehot_and_activation_by_hand() -> None:
+    # Logits (ln 3, 0): p = (3/4, 1/4), so -ln 3/4; equal logits of 4 classes: ln 4.
+    assert losses.onehot(torch.tensor([[math.log(3), 0.0]])).item() == pytest.approx(-math.log(0.75), rel=1e-6)
+    assert losses.onehot(torch.zeros(3, 4)).item() == pytest.approx(math.log(4), rel=1e-6)
+    assert losses.activation(torch.tensor([[1.0, -2.0], [0.0, 3.0]])).item() == -1.5
+
+
+@pytest.mark.parametrize("term", [losses.onehot, losses.class_balance, losses.activation])
+def test_gradients_by_finite_differences(term: Callable[[Tensor], Tensor]) -> None:
+    assert torch.autograd.gradcheck(term, torch.randn(6, 4, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("term", [losses.onehot, losses.class_balance, losses.activation])
+def test_half_types_are_raised(term: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(6, 5).bfloat16()
+    assert term(x).dtype == torch.float32
+    assert term(x) == term(x.float())
