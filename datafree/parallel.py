@@ -66,6 +66,15 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def from_first(text: str) -> str:
+    """Rank 0's text, to all; all wait for it."""
+    if world_size() == 1:
+        return text
+    held = [text]
+    dist.broadcast_object_list(held)
+    return held[0]
+
+
 def latest(value: float) -> float:
     """The largest of all processes' values: all read one clock, or take one decision (0 or 1)."""
     if world_size() == 1:

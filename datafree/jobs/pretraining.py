@@ -16,7 +16,7 @@ from datafree import parallel
 from datafree.config import MachineConfig, PretrainConfig, replace
 from datafree.data import Data, crop_and_flip, draw_crops, load_data, to_float
 from datafree.data.tensors import Crops
-from datafree.domain import make_domain
+from datafree.domain import DOMAINS, Domain, make_domain
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.evaluation.cost import multiply_adds, parameters
 from datafree.jobs.loading import normalised
@@ -28,7 +28,7 @@ from datafree.training import Clock, Seconds, Trainer, make_clock, run
 # Chosen for a teacher of the embedded digits job; other data take the field's epochs of 200 where a person says so.
 DEFAULTS: dict[str, Any] = {"lr": 0.1, "optimizer": "sgd", "weight_decay": 5e-4, "batch_size": 128}
 LENGTH = {"epochs": 30}
-EMBEDDED = {"data": "digits", "arch": "resnet20", "epochs": 15}
+EMBEDDED: dict[str, Any] = {"data": "digits", "arch": "resnet20", "epochs": 15}
 
 
 class Labelled:
@@ -88,24 +88,30 @@ def pretrain(
     return result
 
 
-def embedded_teacher(config: MachineConfig, run: Run | None, device: torch.device, say: Callable[[str], None]) -> str:
-    """The teacher of the embedded job: trained on the digits' training split into the run folder, once.
-
-    Without a run (a dry run) it is an untrained one in a temporary folder.
-    """
-    import tempfile
-
-    path = run.path / "teacher.safetensors" if run is not None else Path(tempfile.mkdtemp()) / "teacher.safetensors"
+def embedded_teacher(config: MachineConfig, path: Path, device: torch.device, say: Callable[[str], None]) -> str:
+    """The embedded job's teacher: trained on the digits' training split into the file `path`, if it is not there."""
     if not path.exists():
-        values: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(MachineConfig)}
-        values |= EMBEDDED if run is not None else {**EMBEDDED, "epochs": None, "steps": 1}
-        values["precision"] = "32"
-        say(
-            f"teacher: {EMBEDDED['arch']}, trained on the training split of {EMBEDDED['data']}, which is then forgotten"
-        )
-        result = _pretrain(PretrainConfig(**values), device, path.parent, path, lambda _: None, lambda _: None, None)
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(MachineConfig)}
+        about = PretrainConfig(**{**values, **EMBEDDED, "precision": "32"})
+        say(f"teacher: {about.arch}, trained on the training split of {about.data}, which is then forgotten")
+        result = _pretrain(about, device, path.parent, path, lambda _: None, lambda _: None, None)
         say(f"teacher: {result['accuracy']:.1%} on the held-out split")
+    return parallel.from_first(str(path))
+
+
+def untrained_teacher(path: Path) -> str:
+    """A stand-in for the embedded teacher, to see what would be run."""
+    about = replace(PretrainConfig(), EMBEDDED)
+    domain = DOMAINS[about.data]
+    network = build_model(about.arch, shape=domain.shape, classes=domain.classes)
+    save_network(path, network, _about(about, domain))
     return str(path)
+
+
+def _about(config: PretrainConfig, domain: Domain) -> dict[str, Any]:
+    """What a saved network says of itself."""
+    known = {"shape": domain.shape, "classes": domain.classes, "mean": domain.mean, "std": domain.std}
+    return {"arch": config.arch, "data": config.data, **known}
 
 
 def _pretrain(
@@ -131,14 +137,6 @@ def _pretrain(
     trainer = Trainer(network, config)
     clock = make_clock(config, max(1, len(data.x_train) // config.batch_size), {})
     seconds, cast = Seconds(), autocast(device, config.precision)
-    about = {
-        "arch": config.arch,
-        "shape": domain.shape,
-        "classes": domain.classes,
-        "mean": domain.mean,
-        "std": domain.std,
-        "data": config.data,
-    }
     if folder is not None:
         costs = {
             "arch": config.arch,
@@ -196,7 +194,7 @@ def _pretrain(
         "file": str(file),
     }
     if parallel.rank() == 0:
-        save_network(file, getattr(best, "network"), about)  # noqa: B009 (a Normalised module)
+        save_network(file, getattr(best, "network"), _about(config, domain))  # noqa: B009 (a Normalised module)
     if folder is not None:
         from datafree.report import render_report
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import nn
 
 from datafree import parallel
@@ -15,13 +17,13 @@ from datafree.distillation import distill
 from datafree.jobs.loading import load_student
 from datafree.jobs.machine import prepare
 from datafree.jobs.manifest import from_manifest, manifest, split_options
-from datafree.jobs.planning import Plan, expected_memory_mb, make_plan, method_options
-from datafree.jobs.pretraining import embedded_teacher
+from datafree.jobs.planning import Plan, expected_memory_mb, make_plan
+from datafree.jobs.pretraining import embedded_teacher, untrained_teacher
 from datafree.jobs.session import Session, finish, interruptible
 from datafree.report import render_report
 from datafree.runs import Run, atomic_write, write_json
-from datafree.synthesis import load_method
 
+TEACHER = "teacher.safetensors"  # of the embedded job, in the run's folder
 Say = Callable[[str], None]
 Show = Callable[[Mapping[str, Any]], None]
 
@@ -78,19 +80,18 @@ def train(
         Interrupted: Ctrl-C, after saving.
     """
     config, options = split_options(config or TrainConfig(), options)
-    method_options(config.method, load_method(config.method), options)
     device = prepare(config)
-    main = parallel.rank() == 0
-    run = Run.create(out, f"train-{config.method}", force=force) if main else Run(Path(out or "runs"))
-    file = None
+    plan = _first_plan(config, options, device)  # whatever is wrong is found before anything is written
+    run = Run.create(out, f"train-{config.method}", force=force) if parallel.rank() == 0 else Run(Path())
+    run.path = Path(parallel.from_first(str(run.path)))
     if config.teacher is None:
-        file = embedded_teacher(config, run, device, say)
-    plan = make_plan(config, options, device, embedded_teacher=file)
+        file = embedded_teacher(config, run.path / TEACHER, device, say)
+        plan = make_plan(config, options, device, embedded_teacher=file)
     for line in plan.choices:
         say(line)
     for line in plan.warnings:
         say(f"warning: {line}")
-    if main:
+    if parallel.rank() == 0:
         write_json(run.path / "run.json", manifest(plan))
     return _execute(plan, run, None, say, show)
 
@@ -109,7 +110,7 @@ def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent) -> Resu
     device = prepare(config)
     file = None
     if config.teacher is None:
-        file = embedded_teacher(config, run, device, say)
+        file = embedded_teacher(config, run.path / TEACHER, device, say)
     plan = make_plan(config, options, device, embedded_teacher=file)
     if about["teacher"]["sha256"] != plan.teacher.loaded.sha256:
         raise ValueError(f"{plan.teacher.loaded.source} has changed since the run began: start anew with another --out")
@@ -130,9 +131,16 @@ def dry_run(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]
     Without a teacher (the embedded digits job) an untrained network stands in for it.
     """
     config, options = split_options(config or TrainConfig(), options)
-    device = prepare(config)
-    plan = make_plan(config, options, device, embedded_teacher=embedded_teacher(config, None, device, _silent))
+    plan = _first_plan(config, options, prepare(config))
     return {**manifest(plan), "expected_memory_mb": expected_memory_mb(plan)}
+
+
+def _first_plan(config: TrainConfig, options: Mapping[str, Any], device: torch.device) -> Plan:
+    """The plan before anything is written, with an untrained stand-in for the embedded teacher."""
+    if config.teacher is not None:
+        return make_plan(config, options, device)
+    with TemporaryDirectory() as folder:
+        return make_plan(config, options, device, embedded_teacher=untrained_teacher(Path(folder) / TEACHER))
 
 
 def _execute(plan: Plan, run: Run, state: Mapping[str, Any] | None, say: Say, show: Show) -> Result:

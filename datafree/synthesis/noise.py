@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from datafree.config import choice
+from datafree.config import choice, positive
 from datafree.parallel import shard
 from datafree.synthesis.imaging import Batch, Setting
 
@@ -25,6 +25,7 @@ class NoiseConfig:
     student_steps: Annotated[int, "student steps a round; a round makes nothing here"] = 100
 
     def __post_init__(self) -> None:
+        positive(self, "student_steps")
         choice(self, "distribution")
 
 

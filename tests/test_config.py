@@ -1,0 +1,212 @@
+"""Configuration: one definition gives default, flag and help; values that cannot be are refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from datafree.config import (
+    Floats,
+    MachineConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    TrainConfig,
+    fields_of,
+    light_config,
+    parse_duration,
+    replace,
+)
+from datafree.synthesis import METHODS, load_method, method_spec
+
+CONFIGS = [TrainConfig, PretrainConfig, OptimisationConfig, MachineConfig, *(load_method(n).Config for n in METHODS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    count: Annotated[int, "a number"] = 3
+    some_rate: Annotated[float | None, "a rate"] = None
+    kind: Annotated[Literal["a", "b"] | None, "a choice"] = "a"
+    values: Annotated[Floats, "numbers"] = (0.5, 1.0)
+    on: Annotated[bool, "a switch"] = False
+    name: Annotated[str, "a text"] = "x"
+
+
+def test_fields_are_read_off_the_annotations() -> None:
+    found = [(f.flag, f.type, f.choices, f.help, f.default) for f in fields_of(Sample)]
+    assert found == [
+        ("--count", int, (), "a number", 3),
+        ("--some-rate", float, (), "a rate", None),
+        ("--kind", str, ("a", "b"), "a choice", "a"),
+        ("--values", tuple, (), "numbers", (0.5, 1.0)),
+        ("--on", bool, (), "a switch", False),
+        ("--name", str, (), "a text", "x"),
+    ]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_configuration_describes_itself(config: type[Any]) -> None:
+    fields = fields_of(config)
+    assert [f.name for f in fields] == [f.name for f in dataclasses.fields(config)]
+    for field in fields:
+        assert field.type in (int, float, str, bool, tuple)
+        assert field.help and "\n" not in field.help
+        assert field.default is not dataclasses.MISSING
+        assert field.default is None or isinstance(field.default, field.type)
+        assert not field.choices or field.default is None or field.default in field.choices
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_round_trip_through_a_manifest(config: type[Any]) -> None:
+    values = dataclasses.asdict(config())
+    assert replace(config(), values) == config()
+    assert config(**values) == config()
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_methods_flags_clash_with_none_of_the_jobs(name: str) -> None:
+    job = {f.name for f in fields_of(TrainConfig)}
+    assert not job & {f.name for f in fields_of(load_method(name).Config)}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_light_configuration_is_the_real_one(name: str) -> None:
+    light, real = light_config(method_spec(name)), load_method(name).Config
+    assert fields_of(light) == fields_of(real)
+    for field in fields_of(real):
+        if field.type is int and field.default:
+            with pytest.raises(ValueError, match=f"--{field.name.replace('_', '-')} is -1: give"):
+                light(**{field.name: -1})
+
+
+def test_light_configuration_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from datafree.config import fields_of, light_config; from datafree.synthesis import METHODS\n"
+        "print(sum(len(fields_of(light_config(spec))) for spec in METHODS.values()))\n"
+        "print([name for name in ('torch', 'numpy', 'kornia', 'matplotlib', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, heavy = done.stdout.splitlines()
+    assert int(count) == sum(len(fields_of(load_method(name).Config)) for name in METHODS)
+    assert heavy == "[]"
+
+
+def test_unknown_method_lists_those_that_are_known() -> None:
+    with pytest.raises(ValueError, match="unknown method 'dfg': take one of noise, dafl, dfad, dfq"):
+        method_spec("dfg")
+
+
+def test_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown option 'batchsize' for TrainConfig; did you mean 'batch_size'"):
+        replace(TrainConfig(), {"batchsize": 3})
+    with pytest.raises(ValueError, match="unknown option 'zzzz' for Sample: take one of count, some_rate, kind"):
+        replace(Sample(), {"zzzz": 3})
+
+
+def test_replace_checks_again() -> None:
+    with pytest.raises(ValueError, match="--lr is -1"):
+        replace(TrainConfig(), {"lr": -1.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("15m", 900),
+        ("1.5h", 5400),
+        ("1h30m", 5400),
+        ("1h1m1s", 3661),
+        (".5m", 30),
+        (" 2M ", 120),
+        ("0.1s", 0.1),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0s", "-5m", "soon", "15 min", "1m1h", "5x", "1.2.3m", ".", "h", "nan", "inf", "1e3s", "m5"]
+)
+def test_durations_of_nonsense(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--budget is .*: give a time such as 90s, 15m or 1\.5h"):
+        parse_duration(text)
+
+
+REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
+    (OptimisationConfig, {"lr": 0.0}, "--lr is 0.0: give a number above 0"),
+    (OptimisationConfig, {"lr": float("nan")}, "--lr is nan: give a number above 0"),
+    (OptimisationConfig, {"lr": float("inf")}, "--lr is inf: give a number above 0"),
+    (OptimisationConfig, {"steps": 0}, "--steps is 0: give a number above 0"),
+    (OptimisationConfig, {"epochs": -1.0}, "--epochs is -1.0"),
+    (OptimisationConfig, {"batch_size": 0}, "--batch-size is 0"),
+    (OptimisationConfig, {"weight_decay": -1e-4}, "--weight-decay is -0.0001: give a number 0 or more"),
+    (OptimisationConfig, {"momentum": 1.0}, "--momentum is 1.0: give a number from 0 to below 1"),
+    (OptimisationConfig, {"ema": -0.1}, "--ema is -0.1"),
+    (OptimisationConfig, {"optimizer": "lion"}, "--optimizer is 'lion': take sgd or adam"),
+    (OptimisationConfig, {"schedule": "step"}, "--schedule is 'step': take cosine or multistep or constant"),
+    (OptimisationConfig, {"steps": 5, "budget": "1m"}, "--steps, --epochs and --budget exclude each other: give one"),
+    (OptimisationConfig, {"steps": 5, "epochs": 1.0}, "--steps, --epochs and --budget exclude each other: give one"),
+    (OptimisationConfig, {"budget": "soon"}, "--budget is 'soon'"),
+    (OptimisationConfig, {"milestones": (0.5, 1.0)}, "--milestones is (0.5, 1.0): give shares of the run"),
+    (MachineConfig, {"threads": 0}, "--threads is 0"),
+    (MachineConfig, {"seed": -1}, "--seed is -1"),
+    (MachineConfig, {"precision": "16"}, "--precision is '16': take 32 or bf16"),
+    (TrainConfig, {"classes": 0}, "--classes is 0"),
+    (TrainConfig, {"temperature": 0.0}, "--temperature is 0.0"),
+    (TrainConfig, {"checkpoint_every": 0.0}, "--checkpoint-every is 0.0"),
+    (TrainConfig, {"evaluations": -1}, "--evaluations is -1"),
+    (TrainConfig, {"criterion": "l2"}, "--criterion is 'l2': take kl or l1 or mse"),
+    (TrainConfig, {"momentum": 2.0}, "--momentum is 2.0"),
+    (TrainConfig, {"seed": -1}, "--seed is -1"),
+    (PretrainConfig, {"checkpoint_every": -1.0}, "--checkpoint-every is -1.0"),
+    (PretrainConfig, {"steps": -1}, "--steps is -1"),
+    (PretrainConfig, {"threads": -1}, "--threads is -1"),
+]
+
+
+@pytest.mark.parametrize(("config", "values", "text"), REFUSED)
+def test_impossible_values_are_refused_in_one_line(config: type[Any], values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        config(**values)
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+BELOW: dict[str, list[tuple[str, Any]]] = {
+    "noise": [("distribution", "poisson"), ("student_steps", 0)],
+    "dafl": [
+        *((name, -1.0) for name in ("onehot", "balance", "activation", "reset")),
+        *((n, 0) for n in ("latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")),
+        *((name, "none") for name in ("generator", "feed")),
+    ],
+    "dfad": [
+        ("reset", -1),
+        *((n, 0) for n in ("latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")),
+        *((name, "none") for name in ("distance", "generator", "feed", "student_mode")),
+    ],
+    "dfq": [
+        *((name, -1.0) for name in ("adv", "bn", "onehot", "balance", "reset", "warmup", "bn_momentum")),
+        *((name, 1.0) for name in ("warmup", "bn_momentum")),
+        *((n, 0) for n in ("latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")),
+        ("generator_steps", 0),
+        *((name, "none") for name in ("generator", "feed", "student_mode")),
+    ],
+}
+
+
+@pytest.mark.parametrize(("method", "name", "value"), [(m, n, v) for m, each in BELOW.items() for n, v in each])
+def test_methods_refuse_impossible_values(method: str, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} is ") as caught:
+        load_method(method).Config(**{name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_field_of_a_method_is_checked(method: str) -> None:
+    """A field that is no switch has at least one value that is refused above."""
+    assert {n for n, _ in BELOW[method]} == {f.name for f in fields_of(load_method(method).Config) if f.type is not bool}
