@@ -11,10 +11,12 @@ import shlex
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,26 +25,36 @@ from torch import nn
 import datafree
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-_OURS = ("run.json", "result.json", "metrics.jsonl", "report.html", CHECKPOINT, PREVIOUS, "images", "tensorboard")
+_OURS = ("run.json", "result.json", "metrics.jsonl", "report.html", CHECKPOINT, PREVIOUS)
+_FOLDERS = ("images", "tensorboard")
 _NETWORKS = ("student.safetensors", "generator.safetensors", "model.safetensors", "teacher.safetensors")
 
 
-def atomic_write(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, content: bytes | memoryview) -> None:
     """Writes a temporary file beside `path`, syncs and renames it: `path` has the old or the new content, never a part.
 
     Raises:
         ValueError: the folder cannot be written or has no space left; what stood there before still stands.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise ValueError(f"cannot write {path}: {error.strerror or error}; free space or give another --out") from error
 
 
@@ -94,14 +106,16 @@ class Run:
             if held and not force:
                 hint = (
                     "go on with --resume, start anew with --force"
-                    if "run.json" in held
+                    if "run.json" in held and not name.startswith(("pretrain", "sample"))
                     else "give another --out, or --force"
                 )
                 raise ValueError(f"{path} is not empty (it holds {held[0]}): {hint}")
             path.mkdir(parents=True, exist_ok=True)
             if not os.access(path, os.W_OK):
                 raise PermissionError(13, "no permission")
-            for ours in (*_OURS, *_NETWORKS):
+            # A folder of pictures that some other program filled may bear the same name.
+            known = {"run.json", "labels.safetensors"} & set(held)
+            for ours in (*_OURS, *_NETWORKS, *(_FOLDERS if known else ())):
                 _remove(path / ours)
         except OSError as error:
             raise ValueError(f"cannot write to {path}: {error.strerror or error}; give another --out") from error
@@ -122,6 +136,8 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         try:
             content: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("it holds no object")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{self.path / 'run.json'} cannot be read ({error}): start the run anew with --force"
@@ -133,7 +149,10 @@ class Run:
         path = self.path / "result.json"
         if not path.is_file():
             return None
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): remove it, and --resume writes it anew") from error
         return content
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
@@ -144,10 +163,11 @@ class Run:
         torch.save({**state, "metrics_bytes": position}, buffer)
         path = self.path / CHECKPOINT
         fresh = self.path / f".{CHECKPOINT}.new"
-        atomic_write(fresh, buffer.getvalue())
-        if path.exists():
-            os.replace(path, self.path / PREVIOUS)
-        os.replace(fresh, path)
+        atomic_write(fresh, buffer.getbuffer())
+        with _writing(path):
+            if path.exists():
+                os.replace(path, self.path / PREVIOUS)
+            os.replace(fresh, path)
 
     def load_checkpoint(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest whole checkpoint (None if there is none yet) and warnings about torn ones.
@@ -169,35 +189,40 @@ class Run:
         """Appends a row to metrics.jsonl and its numbers to TensorBoard; the row has a "step"."""
         if self._metrics is None:
             self.start_log(0, 0)
-        self._metrics.write((json.dumps(dict(row)) + "\n").encode())
+        with _writing(self.path / "metrics.jsonl"):
+            self._metrics.write((json.dumps(dict(row)) + "\n").encode())
         self._flush()
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float):
-                self._events.add_scalar(name, value, row["step"])
+        with _writing(self.path / "tensorboard"):
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._events.add_scalar(name, value, row["step"])
 
     def start_log(self, position: int, step: int) -> None:
         """Opens the log; what was written after the checkpoint that is resumed (`position`, `step`) is cut off."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._metrics = open(self.path / "metrics.jsonl", "ab")  # noqa: SIM115 (closed in `close`)
-        self._metrics.truncate(position)
-        self._metrics.seek(0, os.SEEK_END)
-        self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step or None)
+        with _writing(self.path):
+            self._metrics = open(self.path / "metrics.jsonl", "ab")  # noqa: SIM115 (closed in `close`)
+            self._metrics.truncate(min(position, self._metrics.tell()))
+            self._metrics.seek(0, os.SEEK_END)
+            self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step or None)
 
     def picture(self, name: str, png: bytes) -> None:
         """Writes images/NAME.png."""
-        (self.path / "images").mkdir(exist_ok=True)
+        with _writing(self.path / "images"):
+            (self.path / "images").mkdir(exist_ok=True)
         atomic_write(self.path / "images" / f"{name}.png", png)
 
     def _flush(self) -> None:
         if self._metrics is not None:
-            self._metrics.flush()
+            with _writing(self.path / "metrics.jsonl"):
+                self._metrics.flush()
 
     def close(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-            self._events.close()
-            self._metrics = None
+        metrics, self._metrics = self._metrics, None
+        if metrics is not None:
+            with _writing(self.path), metrics, contextlib.closing(self._events):
+                pass
 
 
 def _remove(path: Path) -> None:
@@ -212,10 +237,11 @@ def _remove(path: Path) -> None:
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
+            # torch reads nothing for an entry that is marked as a folder (0x10), and no checksum covers that mark.
+            if archive.testzip() is not None or any(entry.external_attr & 0x10 for entry in archive.infolist()):
                 return None
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError):
+    except (OSError, zipfile.BadZipFile, zlib.error, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
         return None
     return state
 
@@ -256,9 +282,12 @@ def _git_commit() -> str | None:
     folder = Path(datafree.__file__).resolve().parent
     if not (folder.parent / ".git").exists():
         return None
-    done = subprocess.run(
-        ["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except OSError:  # git is not installed
+        return None
     return done.stdout.strip() or None
 
 

@@ -24,7 +24,7 @@ class TermError(ArithmeticError):
 
 
 class Clock:
-    """How far a run is, by steps or by wall clock. Pauses (evaluation, pictures) do not count.
+    """How far a run is, by steps or by wall clock.
 
     Args:
         steps: length in steps, or None.
@@ -40,7 +40,9 @@ class Clock:
         self._read = 0.0
 
     def start(self) -> None:
-        self._since = time.monotonic()
+        """Starts or goes on; nothing changes while it runs."""
+        if self._since is None:
+            self._since = time.monotonic()
 
     def pause(self) -> None:
         self.spent, self._since = self.elapsed, None

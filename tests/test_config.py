@@ -209,4 +209,6 @@ def test_methods_refuse_impossible_values(method: str, name: str, value: Any) ->
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_field_of_a_method_is_checked(method: str) -> None:
     """A field that is no switch has at least one value that is refused above."""
-    assert {n for n, _ in BELOW[method]} == {f.name for f in fields_of(load_method(method).Config) if f.type is not bool}
+    assert {n for n, _ in BELOW[method]} == {
+        f.name for f in fields_of(load_method(method).Config) if f.type is not bool
+    }

@@ -162,7 +162,11 @@ def test_looking_twice_is_the_same(net: Net) -> None:
     teacher, images = Teacher(net, MEAN, STD), torch.rand(3, 3, 8, 8)
     one, two = (teacher.look(images, features=True, statistics=True) for _ in range(2))
     assert torch.equal(one.logits, two.logits)
-    assert all(torch.equal(a, b) for x, y in zip(one.statistics, two.statistics, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for x, y in zip(one.statistics, two.statistics, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
 
 
 def test_normalisation_is_no_part_of_the_saved_network(net: Net) -> None:

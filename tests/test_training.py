@@ -56,7 +56,7 @@ def test_clock_of_seconds_stops_within_half_a_step_of_the_budget(wall: Time) -> 
     while not clock.finished():
         wall.now += 1.5
         clock.step += 1
-    # 6 steps end at 9 s, and 9 + 1.5 / 2 >= 10 would be false: a seventh ends at 10.5 s, half a step late at most.
+    # After 6 steps 9 + 1.5 / 2 < 10, so a seventh is begun; it ends at 10.5 s.
     assert clock.elapsed == 10.5
     assert abs(clock.elapsed - 10.0) <= 0.75
     assert clock.seconds_left == 0.0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import threading
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
@@ -36,35 +40,64 @@ class Lazy(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Lazy,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="datafree")
-def group() -> None:
+@click.pass_context
+def group(ctx: click.Context) -> None:
     """Data-free distillation: a student from a teacher alone.
 
     \b
     datafree train                          the embedded job, on real digits, in about two minutes
     datafree train --teacher resnet34.pt    your own checkpoint
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main() -> None:
-    """Runs the command line. What a person can mend is one line on stderr and exit status 2."""
+    """Runs the command line and ends the process.
+
+    Exit status: 0; 2 and one line on stderr for what a person can mend; 3 where a term became NaN or infinite; 130
+    after Ctrl-C, and after SIGTERM where a run could still be saved (elsewhere SIGTERM ends the process as usual, 143).
+    Anything else is a fault of the program and keeps its traceback.
+    """
+    threading.excepthook = _thread_failed
     try:
         group.main(prog_name="datafree", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "datafree"
-        click.echo(f"error: {error.format_message()}\nsee: {path} --help", err=True)
-        sys.exit(2)
-    except click.Abort:
+        _fail(error.format_message(), 2, hint=f"see: {path} --help")
+    except click.Abort as error:  # click's own word for Ctrl-C; what was interrupted is its cause
+        click.echo(str(error.__cause__ or "") or "interrupted", err=True)
         sys.exit(130)
-    except (ValueError, FileNotFoundError) as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt as interruption:
-        click.echo(str(interruption) or "interrupted", err=True)
-        sys.exit(130)
+    except BrokenPipeError:  # the reader of stdout has gone, as in `datafree list models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        _fail(str(error), 2)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not re.search(r"out of memory|can't allocate memory", str(error)):
+            raise
+        _fail("there is not enough memory: give a smaller --batch-size or a smaller network", 2)
     except ArithmeticError as error:
-        click.echo(f"error: {error}; the last good checkpoint is kept", err=True)
-        sys.exit(3)
+        if type(error).__name__ != "TermError":  # the class itself would load torch
+            raise
+        _fail(str(error), 3)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writing thread hands its error to the main thread as well, which tells it in one line."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
+
+
+def _fail(message: str, status: int, hint: str | None = None) -> NoReturn:
+    """Prints one line (and a second, the hint) and ends the process."""
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    if hint is not None:
+        click.echo(hint, err=True)
+    sys.exit(status)

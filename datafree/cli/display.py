@@ -39,7 +39,7 @@ class Display:
         if self.quiet and not line.startswith("warning:"):
             return
         if self.live is not None:
-            self.live.console.print(line, markup=False, highlight=False)
+            self.live.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             click.echo(line, err=True)
 
@@ -57,27 +57,32 @@ class Display:
         if self.live is None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
+            from rich.table import Column
 
-            columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.description}"))
-            self.live = Progress(*columns, console=Console(stderr=True), transient=True)
+            # Only the terms give way on a narrow terminal.
+            whole, rest = Column(no_wrap=True, min_width=9), Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            bar = BarColumn(bar_width=12, table_column=Column(min_width=12))
+            percent_done = TextColumn("{task.percentage:3.0f}%", table_column=Column(no_wrap=True, min_width=4))
+            left = TextColumn("{task.fields[left]} left", table_column=whole)
+            terms = TextColumn("{task.description}", table_column=rest, markup=False)
+            console = Console(stderr=True)
+            self.live = Progress(bar, percent_done, left, terms, console=console, transient=True, expand=True)
             self.live.start()
-            self.task = self.live.add_task("", total=1.0)
-        self.live.update(
-            self.task, completed=row["fraction"], description=f"step {row['step']}  {text}  {_left(row)} left"
-        )
+            self.task = self.live.add_task("", total=1.0, left="?")
+        line = f"step {row['step']}  {text}"
+        self.live.update(self.task, completed=row["fraction"], description=line, left=_left(row))
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """The named terms of a row, in a line."""
-    parts = [
+    """Agreement, test accuracy and the named terms of a row, in a line."""
+    parts = [f"agreement {row['agreement']:.0%}"] if "agreement" in row else []
+    if "test/accuracy" in row:
+        parts.append(f"test accuracy {row['test/accuracy']:.1%}")
+    parts += [
         f"{key.partition('/')[2]} {value:.3g}"
         for key, value in row.items()
         if "/" in key and not key.startswith("test/")
     ]
-    if "agreement" in row:
-        parts.append(f"agreement {row['agreement']:.0%}")
-    if "test/accuracy" in row:
-        parts.append(f"test accuracy {row['test/accuracy']:.1%}")
     return "  ".join(parts)
 
 

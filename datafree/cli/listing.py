@@ -36,23 +36,26 @@ def listing(what: str) -> None:
             ("imagefolder:PATH", "PATH/train/CLASS/*.png"),
         ]
     else:
-        rows = _functions("datafree.generators.convolutional", ("small", "large", "dcgan"))
+        rows = _functions(_file("datafree.generators").with_name("convolutional.py"), ("small", "large", "dcgan"))
     click.echo(table(rows))
 
 
-def _tree(module: str) -> ast.Module:
+def _file(module: str) -> Path:
+    """The file of a module, found without loading it."""
     found = importlib.util.find_spec(module)
     assert found is not None and found.origin is not None
-    return ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+    return Path(found.origin)
 
 
 def _first_line(module: str) -> str:
     """A method's first docstring line, read without loading torch."""
-    return (ast.get_docstring(_tree(module)) or "").splitlines()[0].partition(": ")[2]
+    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").splitlines()[0].partition(": ")[2]
 
 
-def _functions(module: str, names: tuple[str, ...]) -> list[tuple[str, str]]:
-    nodes = {node.name: node for node in _tree(module).body if isinstance(node, ast.FunctionDef)}
+def _functions(file: Path, names: tuple[str, ...]) -> list[tuple[str, str]]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    nodes = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     return [(name, (ast.get_docstring(nodes[name]) or "").splitlines()[0]) for name in names]
 
 

@@ -127,6 +127,7 @@ def _resume(out: str | None, quiet: bool, others: list[str], values: dict[str, A
         )
     if not (Path(out) / "run.json").is_file():
         raise ValueError(f"no run in {out} (it has no run.json): start one without --resume")
+    _read_config(str(Path(out) / "run.json"))
     from datafree import jobs
 
     with Display(quiet) as display:
@@ -158,7 +159,7 @@ def _print_result(result: Any, quiet: bool) -> None:
 def _print_plan(plan: dict[str, Any]) -> None:
     rows = [
         (name, _plain(value))
-        for name, value in {**plan["config"], **plan["method_options"]}.items()
+        for name, value in {**plan["config"], "device": plan["machine"]["device"], **plan["method_options"]}.items()
         if value is not None
     ]
     for role in ("teacher", "student"):
@@ -195,16 +196,29 @@ def _saved_method(path: str | None) -> str | None:
 
 
 def _read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and the method's options that a run.json holds; each value of the type its field has."""
     try:
         about = json.loads(Path(path).read_text(encoding="utf-8"))
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items() if v is not None}
-        own = dict(about["method_options"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"--config {path} cannot be read as a run.json of datafree train ({type(error).__name__}: {error})"
-        ) from error
-    known = {field.name for field in fields_of(TrainConfig)}
-    unknown = sorted(set(config) - known)
-    if about.get("job", "train") != "train" or unknown:
-        raise ValueError(f"--config {path} is of another job or version ({', '.join(unknown) or about.get('job')})")
+        own = {k: v for k, v in about["method_options"].items() if v is not None}
+        job = about.get("job", "train")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no run.json of datafree train: give one that a run wrote") from error
+    if job != "train":
+        raise ValueError(f"{path} is of a {job} run: give the run.json of a datafree train")
+    _check_saved(path, config, TrainConfig)
+    _check_saved(path, own, light_config(method_spec(str(config.get("method", TrainConfig.method)))))
     return config, own
+
+
+def _check_saved(path: str, values: dict[str, Any], config: type) -> None:
+    kinds: dict[str, Any] = {field.name: field.type for field in fields_of(config)}
+    for name, value in values.items():
+        if name not in kinds:
+            raise ValueError(f"{path} holds {name!r}, which {config.__name__} does not know: remove it")
+        wanted = (int, float) if kinds[name] is float else kinds[name]
+        numbers = value if isinstance(value, tuple) else ()
+        if not isinstance(value, wanted) or not all(isinstance(n, int | float) for n in numbers):
+            raise ValueError(f"{path} holds {value!r} for {name!r}: give a {kinds[name].__name__}")

@@ -19,18 +19,28 @@ def prepare(config: MachineConfig) -> torch.device:
     Raises:
         ValueError: the device is not there.
     """
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(initialise(name))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise ValueError(f"--device {config.device} is not there: take one of {', '.join(there)}") from error
+    device = find_device(config.device)
+    if config.seed >= 2**63:
+        raise ValueError(f"--seed is {config.seed}: give a number below 2^63")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     seed_all(config.seed)
+    return device
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes cuda where there is one.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    wanted = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(initialise(wanted))
+        torch.zeros(1, device=device).item()  # .item: on the device "meta" all but this works
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"--device {name} is not there: take one of {', '.join(there)}") from error
     return device
 
 

@@ -24,9 +24,11 @@ def from_manifest(about: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]
     try:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}
         config: TrainConfig = replace(TrainConfig(), values)
+        about["teacher"]["sha256"], about["domain"]["shape"]  # what the jobs read besides
         return config, dict(about["method_options"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"this is no run.json of datafree train ({error}): give one that a run wrote") from error
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"this is no run.json of datafree train ({what}): give one that a run wrote") from error
 
 
 def manifest(plan: Plan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from datafree.config import TrainConfig, fields_of, replace
 from datafree.data import Data, data_domain, find_data, load_data
+from datafree.data.sources import split_name
 from datafree.domain import DOMAINS, Domain, parse_shape
 from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
 from datafree.jobs.loading import LoadedTeacher, load_teacher
@@ -25,6 +27,8 @@ from datafree.training import EPOCH_STEPS, Clock, default_batch_size, make_clock
 EMBEDDED_LENGTH = {"steps": 2000}
 USUAL_LENGTH = {"budget": "30m"}
 EMBEDDED_BATCH = 64
+BANK_BYTES = 250_000_000
+WITHOUT_NORM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}
 # Learning rates are given for this many images a step; smaller batches take proportionally less.
 RATE_BATCH = 128
 # Where a person takes another optimiser than the method's.
@@ -90,7 +94,11 @@ def make_plan(
         student = next_smaller(teacher.loaded.arch, domain.shape)
         choices.append(f"student: {student} (the next smaller network; --student names another)")
     network = build_model(student, shape=domain.shape, classes=domain.classes)
-    filled = _fill_optimisation(config, method.STUDENT, domain, choices, EMBEDDED_LENGTH if embedded else USUAL_LENGTH)
+    defaults = dict(method.STUDENT)
+    if config.optimizer is None and not any("Norm" in type(m).__name__ for m in network.modules()):
+        defaults |= WITHOUT_NORM
+        choices.append("optimiser: adam (the student has no normalisation layers, which the usual rates of sgd need)")
+    filled = _fill_optimisation(config, defaults, domain, choices, EMBEDDED_LENGTH if embedded else USUAL_LENGTH)
     needed = getattr(method, "NEEDS_STATISTICS", None)
     if needed and getattr(method_config, needed) and not teacher.teacher.has_statistics:
         if needed in options:
@@ -99,6 +107,7 @@ def make_plan(
             )
         method_config = dataclasses.replace(method_config, **{needed: 0.0})
         warnings.append(f"the teacher has no batch norm: the term {needed!r} has nothing to match and is dropped")
+    method_config = _fit_bank(method_config, options, domain, choices)
     test = _test_data(config, domain, choices, device)
     filled = dataclasses.replace(
         filled,
@@ -109,7 +118,7 @@ def make_plan(
         std=domain.std,
         classes=domain.classes,
         shape="x".join(map(str, domain.shape)),
-        data=config.data if config.data is not None or test is None else domain.name,
+        data=_absolute_data(config.data) if config.data is not None or test is None else domain.name,
     )
     return Plan(
         config=filled,
@@ -126,6 +135,15 @@ def make_plan(
     )
 
 
+def _fit_bank(method_config: Any, options: Mapping[str, Any], domain: Domain, choices: list[str]) -> Any:
+    """Keeps a bank that nobody asked for within BANK_BYTES: large images get fewer places."""
+    places = BANK_BYTES // math.prod(domain.shape)
+    if "bank" in options or getattr(method_config, "feed", "") != "bank" or method_config.bank <= places:
+        return method_config
+    choices.append(f"bank: {places:,} images ({BANK_BYTES / 1e6:.0f} MB)")
+    return dataclasses.replace(method_config, bank=places)
+
+
 def _absolute(name: str | None, *, is_path: bool = False) -> str | None:
     """A file, or file.py:function, by its absolute path, so that the run goes on from any folder; other names stay."""
     if name is None:
@@ -134,6 +152,14 @@ def _absolute(name: str | None, *, is_path: bool = False) -> str | None:
     if colon:
         return f"{Path(path).resolve()}{colon}{function}"
     return str(Path(name).resolve()) if is_path and Path(name).exists() else name
+
+
+def _absolute_data(name: str | None) -> str | None:
+    """npz:PATH and imagefolder:PATH by the absolute path, for the same reason."""
+    if name is None:
+        return None
+    kind, path = split_name(name)
+    return name if path is None else f"{kind}:{path.resolve()}"
 
 
 def method_options(name: str, method: type[Any], options: Mapping[str, Any]) -> Any:

@@ -78,14 +78,14 @@ def pretrain(
     """
     config = replace(config or PretrainConfig(), options)
     device = prepare(config)
-    folder = (
-        Run.create(out, f"pretrain-{config.arch.rpartition(':')[2]}", force=force) if parallel.rank() == 0 else None
-    )
-    path = folder.path if folder is not None else Path(out or "runs")
-    result = _pretrain(config, device, path, path / "model.safetensors", say, show, folder)
-    if folder is not None:
-        folder.close()
-    return result
+
+    def start() -> tuple[Run | None, Path]:
+        if parallel.rank() != 0:
+            return None, Path(out or "runs") / "model.safetensors"
+        folder = Run.create(out, f"pretrain-{config.arch.rpartition(':')[2]}", force=force)
+        return folder, folder.path / "model.safetensors"
+
+    return _pretrain(config, device, start, say, show)
 
 
 def embedded_teacher(config: MachineConfig, path: Path, device: torch.device, say: Callable[[str], None]) -> str:
@@ -94,7 +94,7 @@ def embedded_teacher(config: MachineConfig, path: Path, device: torch.device, sa
         values = {f.name: getattr(config, f.name) for f in dataclasses.fields(MachineConfig)}
         about = PretrainConfig(**{**values, **EMBEDDED, "precision": "32"})
         say(f"teacher: {about.arch}, trained on the training split of {about.data}, which is then forgotten")
-        result = _pretrain(about, device, path.parent, path, lambda _: None, lambda _: None, None)
+        result = _pretrain(about, device, lambda: (None, path), lambda _: None, lambda _: None)
         say(f"teacher: {result['accuracy']:.1%} on the held-out split")
     return parallel.from_first(str(path))
 
@@ -117,12 +117,11 @@ def _about(config: PretrainConfig, domain: Domain) -> dict[str, Any]:
 def _pretrain(
     config: PretrainConfig,
     device: torch.device,
-    path: Path,
-    file: Path,
+    start: Callable[[], tuple[Run | None, Path]],
     say: Callable[[str], None],
     show: Callable[[Mapping[str, Any]], None],
-    folder: Run | None,
 ) -> dict[str, Any]:
+    """`start` gives the run's folder, if there is one, and the file of the weights, once nothing can be wrong."""
     config = replace(config, {name: value for name, value in DEFAULTS.items() if getattr(config, name) is None})
     if config.steps is None and config.epochs is None and config.budget is None:
         config = replace(config, LENGTH)
@@ -137,6 +136,7 @@ def _pretrain(
     trainer = Trainer(network, config)
     clock = make_clock(config, max(1, len(data.x_train) // config.batch_size), {})
     seconds, cast = Seconds(), autocast(device, config.precision)
+    folder, file = start()
     if folder is not None:
         costs = {
             "arch": config.arch,
@@ -154,7 +154,7 @@ def _pretrain(
             "student": costs,
             "domain": dataclasses.asdict(domain),
         }
-        write_json(path / "run.json", description)
+        write_json(folder.path / "run.json", description)
     logged = time.monotonic()
 
     def after_step(terms: Mapping[str, Tensor], _: Mapping[str, float]) -> bool:
@@ -198,7 +198,7 @@ def _pretrain(
     if folder is not None:
         from datafree.report import render_report
 
-        write_json(path / "result.json", result)
+        write_json(folder.path / "result.json", result)
         folder.close()
-        atomic_write(path / "report.html", render_report(path).encode())
+        atomic_write(folder.path / "report.html", render_report(folder.path).encode())
     return result

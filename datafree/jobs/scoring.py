@@ -12,8 +12,10 @@ from torch import Tensor
 from datafree.data import load_data
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.generators import GENERATORS
-from datafree.jobs.loading import LoadedTeacher, load_student, load_teacher
+from datafree.jobs.loading import LoadedTeacher, load_teacher
+from datafree.jobs.machine import find_device
 from datafree.jobs.manifest import from_manifest
+from datafree.models.checkpoint import find_checkpoint, read_checkpoint
 from datafree.pictures import png_bytes
 from datafree.runs import Run, atomic_write
 
@@ -39,8 +41,13 @@ def evaluate(
         ValueError: something a person can mend; one line.
         FileNotFoundError: the data are not there.
     """
-    network, domain = load_student(student, arch=arch, device=device)
-    name = data or domain.name
+    find_device(device)
+    # A file that says what images it takes goes before the data; of any other file they decide.
+    own = load_teacher(student, arch=arch, data=None if _knows_its_images(student) else data, device=device)
+    network, domain = own.teacher.classifier, own.domain
+    name = data or own.loaded.data
+    if name is None:
+        raise ValueError(f"{student} does not say which data it is for: give --data NAME")
     held = load_data(name, download=download, device=device, splits=("test",))
     if held.x_test is None or held.y_test is None:
         raise ValueError(f"{name} has no test split: give data that has one")
@@ -56,6 +63,13 @@ def evaluate(
         found = run_teacher(Run.open(student), device)
     scores = score(network, held.x_test, held.y_test, teacher=found.teacher if found is not None else None)
     return {"student": student, "data": name, **scores.to_dict()}
+
+
+def _knows_its_images(source: str) -> bool:
+    """Whether a file was written by datafree, with the shape and the normalisation of its images."""
+    if source.startswith(("torchvision:", "timm:")):
+        return False
+    return bool(read_checkpoint(find_checkpoint(source)).metadata)
 
 
 def run_teacher(run: Run, device: str = "cpu") -> LoadedTeacher:
@@ -89,6 +103,13 @@ def sample(
 
     if n < 1:
         raise ValueError(f"--n is {n}: give 1 or more")
+    if not (Path(run) / "run.json").is_file():
+        raise ValueError(f"no run in {run} (it has no run.json): name a folder that datafree train wrote")
+    if (Path(out) / "run.json").exists():
+        raise ValueError(f"{out} holds a run: give another --out")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed is {seed}: give a number from 0 to below 2^63")
+    find_device(device)
     source = Run.open(run)
     file = source.path / "generator.safetensors"
     if not file.is_file():

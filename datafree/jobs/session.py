@@ -87,6 +87,7 @@ class Session:
         self.autocast = autocast(plan.device, config.precision)
         self.round_terms: dict[str, float] = {}
         self.marks = {"test": 0, "picture": 0}
+        self.testing = 0.0
         self.logged = self.saved = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +109,11 @@ class Session:
         restore_random_states(state["random"], self.rng)
 
     def save(self) -> None:
-        if self.main:
+        """Keeps the last good checkpoint where a weight is not finite any more: the next term will say so."""
+        imaging = getattr(self.method, "imaging", None)
+        networks = [self.trainer.network, *([imaging.generator] if imaging is not None else [])]
+        sound = all(bool(p.isfinite().all()) for network in networks for p in network.parameters())
+        if self.main and sound:
             self.run.save_checkpoint(self.state_dict())
         self.saved = time.monotonic()
 
@@ -121,19 +126,20 @@ class Session:
             row = self._row(terms)
         if terms and config.evaluations and fraction * config.evaluations >= self.marks["test"] + 1 and fraction < 1:
             self.marks["test"] = int(fraction * config.evaluations)
-            scores = self._paused(self.test)
+            scores = self._aside(self.test) if self._test_is_cheap() else None
+            self.testing += time.monotonic() - now
             if scores is not None:
                 row = {**self._row(terms), "test/accuracy": scores.accuracy}
         if fraction * PICTURES >= self.marks["picture"]:
             self.marks["picture"] = int(fraction * PICTURES) + 1
-            self._paused(self.picture)
+            self._aside(self.picture)
         if row and self.main:
             self.run.log(row)
             self.show({**row, "fraction": fraction, "seconds_left": self.clock.seconds_left})
         if row:
             self.logged = now
         if stopping or now - self.saved >= config.checkpoint_every:
-            self._paused(self.save)
+            self._aside(self.save)
         return stopping
 
     def _row(self, terms: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -144,11 +150,17 @@ class Session:
             row.update({"agreement": float(self.alternation.agreement), "lr": self.trainer.rate})
         return row
 
-    def _paused(self, act: Callable[[], Any]) -> Any:
-        self.clock.pause()
+    def _aside(self, act: Callable[[], Any]) -> Any:
+        """Does what is not training; a budget of wall clock goes on meanwhile."""
+        if self.clock.seconds is None:
+            self.clock.pause()
         result = act()
         self.clock.start()
         return result
+
+    def _test_is_cheap(self) -> bool:
+        """Tests for the log may take a thirtieth of a budget, not more."""
+        return self.clock.seconds is None or self.testing <= self.clock.elapsed / 30
 
     def test(self, teacher: bool = False) -> Scores | None:
         """The student on the test data, if there are any; on rank 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,11 @@ from datafree.jobs.planning import Plan, expected_memory_mb, make_plan
 from datafree.jobs.pretraining import embedded_teacher, untrained_teacher
 from datafree.jobs.session import Session, finish, interruptible
 from datafree.report import render_report
-from datafree.runs import Run, atomic_write, write_json
+from datafree.runs import CHECKPOINT, Run, atomic_write, write_json
+from datafree.training import TermError
 
 TEACHER = "teacher.safetensors"  # of the embedded job, in the run's folder
+
 Say = Callable[[str], None]
 Show = Callable[[Mapping[str, Any]], None]
 
@@ -32,7 +35,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C: the step was ended and saved. `path` is the run's folder."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"interrupted; go on with: datafree train --resume --out {path}")
+        super().__init__(f"interrupted; go on with: datafree train --resume --out {shlex.quote(str(path))}")
         self.path = path
 
 
@@ -82,6 +85,8 @@ def train(
     config, options = split_options(config or TrainConfig(), options)
     device = prepare(config)
     plan = _first_plan(config, options, device)  # whatever is wrong is found before anything is written
+    if config.teacher is not None and out is not None and _lies_in(config.teacher, out):
+        raise ValueError(f"--teacher {config.teacher} lies in --out {out}, which is overwritten: give another --out")
     run = Run.create(out, f"train-{config.method}", force=force) if parallel.rank() == 0 else Run(Path())
     run.path = Path(parallel.from_first(str(run.path)))
     if config.teacher is None:
@@ -143,6 +148,10 @@ def _first_plan(config: TrainConfig, options: Mapping[str, Any], device: torch.d
         return make_plan(config, options, device, embedded_teacher=untrained_teacher(Path(folder) / TEACHER))
 
 
+def _lies_in(file: str, folder: str | Path) -> bool:
+    return Path(file).resolve().is_relative_to(Path(folder).resolve())
+
+
 def _execute(plan: Plan, run: Run, state: Mapping[str, Any] | None, say: Say, show: Show) -> Result:
     with interruptible() as stop:
         session = Session(plan, run, show, stop)
@@ -163,6 +172,11 @@ def _execute(plan: Plan, run: Run, state: Mapping[str, Any] | None, say: Say, sh
                 raise Interrupted(run.path)
             session.save()
             metrics = finish(session, say)
+        except TermError as error:
+            kept = (
+                "the last good checkpoint is kept" if (run.path / CHECKPOINT).exists() else "no checkpoint was due yet"
+            )
+            raise TermError(f"{error}; {kept}") from error
         finally:
             run.close()
             if session.main and (run.path / "run.json").exists():

@@ -81,7 +81,7 @@ class DAFL:
         }
         imaging.step(terms)
         imaging.keep(images)
-        return {name: float(term) for name, term in terms.items()}
+        return {name: float(term.detach()) for name, term in terms.items()}
 
     @property
     def made(self) -> int:

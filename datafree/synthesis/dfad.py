@@ -76,7 +76,7 @@ class DFAD:
         terms = {"adv": -losses.disagreement(student, setting.teacher(images), self.config.distance)}
         imaging.step(terms)
         imaging.keep(images)
-        return {name: float(term) for name, term in terms.items()}
+        return {name: float(term.detach()) for name, term in terms.items()}
 
     @property
     def made(self) -> int:

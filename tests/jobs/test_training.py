@@ -1,0 +1,413 @@
+"""The main job on real digits: what it writes, that it resumes to the last bit, what it warns of and refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import datafree
+from datafree.cli import group
+from datafree.jobs import Interrupted
+from datafree.runs import CHECKPOINT, PREVIOUS
+from datafree.synthesis.imaging import Imaging
+from datafree.training import TermError, Trainer
+
+# A run of a second: narrow generator, few and small steps; resnet8 is the smallest network that takes 8 px.
+SHORT: dict[str, Any] = {"student": "resnet8", "steps": 30, "batch_size": 8, "student_steps": 3, "threads": 1}
+NARROW: dict[str, Any] = {"generator_width": 4, "latent": 8, "bank": 100}
+DFQ: dict[str, Any] = {**SHORT, **NARROW, "generator_steps": 1, "reset": 4}
+
+
+class Killed(Exception):
+    """Stands for the power cut."""
+
+
+def at_step(step: int) -> Any:
+    def show(row: Mapping[str, Any]) -> None:
+        if row["step"] >= step:
+            raise Killed
+
+    return show
+
+
+def same_weights(one: Path, two: Path, names: tuple[str, ...] = ("student", "generator")) -> None:
+    for name in names:
+        a, b = load_file(one / f"{name}.safetensors"), load_file(two / f"{name}.safetensors")
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), f"{name} differs"
+
+
+@pytest.fixture(scope="session")
+def finished(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of dfq. Tests copy the folder before they change it."""
+    out = tmp_path_factory.mktemp("jobs") / "finished"
+    datafree.train(teacher=teacher, out=out, **DFQ)
+    return out
+
+
+def test_a_run_writes_all_its_files(finished: Path, teacher: str) -> None:
+    held = {p.name for p in finished.iterdir()}
+    wanted = {"run.json", "result.json", "metrics.jsonl", "tensorboard", "images", "report.html", CHECKPOINT}
+    assert wanted | {"student.safetensors", "generator.safetensors"} <= held
+    assert not [name for name in held if name.endswith((".tmp", ".new"))]
+    assert list((finished / "images").glob("step-*.png")) and list((finished / "tensorboard").iterdir())
+    assert (finished / "images" / "step-0000030.png").read_bytes().startswith(b"\x89PNG")
+    report = (finished / "report.html").read_text(encoding="utf-8")
+    assert "<html" in report and "http://" not in report and "https://" not in report
+
+
+def test_the_result_has_what_scripts_rely_on(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    for name in ("teacher_accuracy", "student_accuracy", "agreement"):
+        assert 0 <= result[name] <= 1
+    for name in ("kl", "synthesis_seconds", "distillation_seconds", "total_seconds", "peak_rss_mb"):
+        assert result[name] >= 0
+    assert result["teacher_accuracy"] > 0.5
+    # 30 steps by 3 are 10 rounds of one batch, and warm-up rounds before them.
+    assert result["images"] >= 10 * 8 and result["images"] % 8 == 0
+    assert (result["steps"], result["threads"], result["seed"], result["precision"]) == (30, 1, 0, "32")
+    named = {name: result[name] for name in ("method", "teacher", "student", "data")}
+    assert named == {"method": "dfq", "teacher": "resnet8", "student": "resnet8", "data": "digits"}
+
+
+def test_the_manifest_says_what_was_run(finished: Path, teacher: str) -> None:
+    import hashlib
+
+    about = json.loads((finished / "run.json").read_text())
+    assert {"command", "config", "method_options", "set_by_user", "seed", "versions", "git", "machine"} <= about.keys()
+    assert about["teacher"]["sha256"] == hashlib.sha256(Path(teacher).read_bytes()).hexdigest()
+    assert about["config"]["steps"] == 30 and about["method_options"]["latent"] == 8
+    assert {"teacher", "student", "steps", "batch_size", "latent", "reset"} <= set(about["set_by_user"])
+    assert "temperature" not in about["set_by_user"] and about["config"]["temperature"] == 20.0
+    assert about["domain"]["shape"] == [1, 8, 8] and about["domain"]["classes"] == 10
+
+
+def test_metrics_are_rows_with_named_terms(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    tested = [row for row in rows if "test/accuracy" in row]
+    assert len(tested) == 9  # ten parts of the run have nine borders
+    assert {
+        "student/kl",
+        "generator/bn",
+        "generator/adv",
+        "generator/onehot",
+        "generator/balance",
+        "agreement",
+        "lr",
+    } <= tested[-1].keys()
+
+
+def test_the_saved_student_is_the_one_that_was_tested(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    scores = datafree.evaluate(str(finished))
+    assert scores["accuracy"] == result["student_accuracy"]
+    assert scores["agreement"] == result["agreement"]
+    assert scores["kl"] == pytest.approx(result["kl"], rel=1e-6)
+    student, domain = datafree.load_student(str(finished))
+    assert not student.training and domain.name == "digits"
+    assert student(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_samples_come_with_soft_labels(finished: Path, tmp_path: Path) -> None:
+    folder = datafree.sample(finished, 7, out=tmp_path / "samples")
+    assert len(list((folder / "images").glob("*.png"))) == 7
+    labels = load_file(folder / "labels.safetensors")
+    assert labels["logits"].shape == (7, 10)
+    torch.testing.assert_close(labels["probabilities"].sum(1), torch.ones(7))
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(3, marks=pytest.mark.slow), 15, pytest.param(27, marks=pytest.mark.slow)]
+)
+def test_a_killed_run_resumes_to_the_last_bit(finished: Path, teacher: str, tmp_path: Path, step: int) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        datafree.train(teacher=teacher, out=out, checkpoint_every=1e-9, show=at_step(step), **DFQ)
+    assert not (out / "result.json").exists() and (out / CHECKPOINT).exists()
+    said: list[str] = []
+    result = datafree.resume(out, say=said.append)
+    assert f"going on from step {step - 1}" in said
+    same_weights(finished, out)
+    for name in ("student_accuracy", "agreement", "kl", "images", "rounds", "steps"):
+        assert result.metrics[name] == json.loads((finished / "result.json").read_text())[name]
+    rows = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows == sorted(set(rows)), "steps that were run twice are logged twice"
+
+
+@pytest.mark.parametrize("method", ["noise", "dafl", "dfad"])
+def test_every_method_resumes_to_the_last_bit(teacher: str, tmp_path: Path, method: str) -> None:
+    common = {**SHORT, **({} if method == "noise" else NARROW), "teacher": teacher, "method": method, "steps": 12}
+    common |= {"ema": 0.9, "evaluations": 4}
+    datafree.train(out=tmp_path / "straight", **common)
+    with pytest.raises(Killed):
+        datafree.train(out=tmp_path / "killed", checkpoint_every=1e-9, show=at_step(6), **common)
+    datafree.resume(tmp_path / "killed")
+    same_weights(
+        tmp_path / "straight", tmp_path / "killed", ("student",) if method == "noise" else ("student", "generator")
+    )
+
+
+def test_a_torn_checkpoint_costs_steps_but_no_bit(finished: Path, teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        datafree.train(teacher=teacher, out=out, checkpoint_every=1e-9, show=at_step(12), **DFQ)
+    content = (out / CHECKPOINT).read_bytes()
+    (out / CHECKPOINT).write_bytes(content[: len(content) // 3])
+    said: list[str] = []
+    datafree.resume(out, say=said.append)
+    assert [line for line in said if "torn or corrupt" in line]
+    assert "going on from step 10" in said
+    same_weights(finished, out)
+
+
+def test_a_run_without_any_checkpoint_starts_anew(finished: Path, teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        datafree.train(teacher=teacher, out=out, show=at_step(6), **DFQ)
+    assert not (out / CHECKPOINT).exists() and not (out / PREVIOUS).exists()
+    said: list[str] = []
+    datafree.resume(out, say=said.append)
+    assert "no checkpoint yet: starting from step 0" in said
+    same_weights(finished, out)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    said: list[str] = []
+    result = datafree.resume(finished, say=said.append)
+    assert result.metrics == json.loads((finished / "result.json").read_text())
+    assert said[-1].endswith("is finished")
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_resume_refuses_a_teacher_that_has_changed(finished: Path, plain_teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    about = json.loads((out / "run.json").read_text())
+    about["teacher"]["sha256"] = "0" * 64
+    (out / "run.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="has changed since the run began: start anew with another --out"):
+        datafree.resume(out)
+
+
+def test_resume_refuses_what_is_no_training_run(teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run in"):
+        datafree.resume(tmp_path)
+    with pytest.raises(ValueError, match="holds a pretrain run"):
+        datafree.resume(Path(teacher).parent)
+
+
+def test_a_saved_configuration_gives_the_same_student(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    arguments = ["train", "--config", str(finished / "run.json"), "--out", str(out), "-q"]
+    done = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    same_weights(finished, out)
+    first, second = (json.loads((path / "run.json").read_text()) for path in (finished, out))
+    assert first["config"] == second["config"] and first["method_options"] == second["method_options"]
+
+
+def test_flags_beside_a_saved_configuration_override_it(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    arguments = [
+        "train",
+        "--config",
+        str(finished / "run.json"),
+        "--out",
+        str(out),
+        "-q",
+        "--epochs",
+        ".01",
+        "--seed",
+        "1",
+    ]
+    assert CliRunner().invoke(group, arguments, catch_exceptions=False).exit_code == 0
+    config = json.loads((out / "run.json").read_text())["config"]
+    assert (config["steps"], config["epochs"], config["seed"]) == (None, 0.01, 1)
+    with pytest.raises(AssertionError, match="student differs"):
+        same_weights(finished, out)
+
+
+def test_same_seed_same_student_another_seed_another(finished: Path, teacher: str, tmp_path: Path) -> None:
+    datafree.train(teacher=teacher, out=tmp_path / "same", **DFQ)
+    same_weights(finished, tmp_path / "same")
+    datafree.train(teacher=teacher, out=tmp_path / "other", **{**DFQ, "seed": 1, "steps": 3})
+    with pytest.raises(AssertionError, match="student differs"):
+        same_weights(finished, tmp_path / "other")
+
+
+def test_a_run_that_a_person_stops_is_saved(finished: Path, teacher: str, tmp_path: Path) -> None:
+    import os
+    import signal
+
+    out = tmp_path / "run"
+
+    def show(row: Mapping[str, Any]) -> None:
+        if row["step"] == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match=f"datafree train --resume --out {out}"):
+        datafree.train(teacher=teacher, out=out, show=show, **DFQ)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    said: list[str] = []
+    datafree.resume(out, say=said.append)
+    assert [line for line in said if line in ("going on from step 9", "going on from step 10")]
+    same_weights(finished, out)
+
+
+def test_a_term_that_is_not_finite_ends_the_run(teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(TermError, match=r"the term '.*' became (nan|inf|-inf) at step \d+: .*checkpoint"):
+        datafree.train(teacher=teacher, out=tmp_path / "run", **{**DFQ, "lr": 1e30})
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("network", ["student", "generator"])
+def test_weights_that_are_not_finite_are_never_saved(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    """A step can spoil the weights though its terms were finite, and the next term comes after the checkpoint."""
+    target = Trainer if network == "student" else Imaging
+    plain, calls = target.step, list[int]()
+
+    def step(self: Any, *arguments: Any) -> None:
+        plain(self, *arguments)
+        calls.append(1)
+        if len(calls) == 4:
+            weights = self.network if network == "student" else self.generator
+            with torch.no_grad():
+                next(iter(weights.parameters())).fill_(torch.inf)
+
+    monkeypatch.setattr(target, "step", step)
+    with pytest.raises(TermError, match="the last good checkpoint is kept"):
+        datafree.train(teacher=teacher, out=tmp_path / "run", **{**DFQ, "reset": 0, "checkpoint_every": 1e-9})
+    monkeypatch.undo()
+    result = datafree.resume(tmp_path / "run")
+    assert result.metrics["steps"] == 30
+
+
+def test_a_teacher_near_chance_gets_a_warning(teacher: str, tmp_path: Path) -> None:
+    """Its classes are in another order than the data's: the usual mistake beside a wrong normalisation."""
+    file = tmp_path / "shifted.safetensors"
+    with safe_open(teacher, framework="pt") as archive:
+        about = archive.metadata()
+    state = load_file(teacher)
+    shifted = {k: t.roll(1, 0).contiguous() if len(t.shape) and k.startswith("linear") else t for k, t in state.items()}
+    save_file(shifted, file, metadata=about)
+    said: list[str] = []
+    result = datafree.train(teacher=str(file), out=tmp_path / "run", say=said.append, **{**DFQ, "steps": 2})
+    (warning,) = [line for line in said if "near chance" in line]
+    assert warning.startswith("warning: ") and "wrong normalisation (--mean, --std) or class order?" in warning
+    assert warning.removeprefix("warning: ") in result.metrics["warnings"]
+
+
+def test_no_warning_where_all_is_well(finished: Path) -> None:
+    assert json.loads((finished / "result.json").read_text())["warnings"] == []
+
+
+def test_without_batch_norm_the_term_is_dropped_with_a_warning(plain_teacher: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    result = datafree.train(teacher=plain_teacher, out=tmp_path / "run", say=said.append, **{**DFQ, "steps": 3})
+    assert "warning: the teacher has no batch norm: the term 'bn' has nothing to match and is dropped" in said
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["method_options"]["bn"] == 0.0
+    assert result.metrics["images"] > 0
+
+
+def test_asking_for_the_term_without_batch_norm_is_refused(plain_teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--bn 2: the teacher has no batch norm"):
+        datafree.train(teacher=plain_teacher, out=tmp_path / "run", **{**DFQ, "bn": 2.0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_test_data_there_are_no_scores(tmp_path: Path) -> None:
+    """A teacher of a shape and classes that no data set is known for: everything but the evaluation works."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 12, 10, 3), dtype=np.uint8)
+    labels = np.arange(40) % 4
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=labels)
+    datafree.pretrain(
+        out=tmp_path / "teacher", data=f"npz:{tmp_path / 'own.npz'}", arch="resnet8", steps=3, batch_size=8
+    )
+    (tmp_path / "own.npz").unlink()
+    file = str(tmp_path / "teacher" / "model.safetensors")
+    result = datafree.train(teacher=file, out=tmp_path / "run", **{**DFQ, "steps": 4})
+    names = ("teacher_accuracy", "student_accuracy", "agreement", "kl")
+    assert [result.metrics[name] for name in names] == [None] * 4
+    assert (tmp_path / "run" / "student.safetensors").exists() and (tmp_path / "run" / "report.html").exists()
+    assert result.student(torch.rand(2, 3, 12, 10)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"method": "dfg"}, "unknown method 'dfg'"),
+        ({"distance": "l1"}, "--distance belongs to dfad, not to --method dfq"),
+        ({"temprature": 3}, "unknown option 'temprature'"),
+        ({"student": "resnet9"}, "resnet9"),
+        ({"device": "cuda:7"}, "--device cuda:7 is not there"),
+        ({"classes": 11}, "11"),
+        ({"mean": (0.1, 0.2, 0.3)}, "mean"),
+        ({"shape": "8x8"}, "shape"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(
+    teacher: str, tmp_path: Path, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        datafree.train(teacher=teacher, out=tmp_path / "run", **{**DFQ, **options})
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_anything_is_done(finished: Path, teacher: str) -> None:
+    with pytest.raises(ValueError, match="go on with --resume, start anew with --force"):
+        datafree.train(teacher=teacher, out=finished, **DFQ)
+
+
+def test_force_does_not_delete_a_run_for_a_mistake(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = {p.name for p in out.iterdir()}
+    with pytest.raises((ValueError, FileNotFoundError)):
+        datafree.train(teacher=str(tmp_path / "missing.pt"), out=out, force=True, **DFQ)
+    assert {p.name for p in out.iterdir()} == before
+
+
+def test_force_starts_anew(finished: Path, teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    datafree.train(teacher=teacher, out=out, force=True, **{**DFQ, "steps": 3})
+    assert json.loads((out / "result.json").read_text())["steps"] == 3
+    assert not (out / "images" / "step-0000030.png").exists()
+
+
+def test_a_dry_run_writes_nothing(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datafree.jobs import dry_run
+
+    monkeypatch.chdir(tmp_path)
+    plan = dry_run(teacher=teacher, **DFQ)
+    assert plan["expected_memory_mb"] > 0
+    assert plan["student"]["parameters"] > 0 and plan["teacher"]["multiply_adds"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_bf16_trains(teacher: str, tmp_path: Path) -> None:
+    result = datafree.train(teacher=teacher, out=tmp_path / "run", **{**DFQ, "steps": 4, "precision": "bf16"})
+    assert result.metrics["precision"] == "bf16"
+    weights = load_file(tmp_path / "run" / "student.safetensors")
+    assert all(t.dtype != torch.bfloat16 and t.isfinite().all() for t in weights.values() if t.is_floating_point())
+
+
+def test_a_budget_is_kept(teacher: str, tmp_path: Path) -> None:
+    options = {name: value for name, value in DFQ.items() if name != "steps"}
+    result = datafree.train(teacher=teacher, out=tmp_path / "run", budget="2s", evaluations=0, **options)
+    assert result.metrics["total_seconds"] == pytest.approx(2.0, rel=0.15)  # steps are long beside so short a budget

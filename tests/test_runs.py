@@ -1,0 +1,302 @@
+"""The run folder: nothing is ever half written, and a torn checkpoint falls back to the one before."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from datafree import runs
+from datafree.runs import CHECKPOINT, PREVIOUS, Run, atomic_write, save_network, write_json
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_atomic_write_replaces(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    atomic_write(file, b"one")
+    atomic_write(file, b"two")
+    assert file.read_bytes() == b"two"
+    assert names(tmp_path) == ["a.txt"]
+
+
+class Full:
+    """A file on a disk that takes three bytes and is full then."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self.file = open(path, mode)  # noqa: SIM115
+
+    def __enter__(self) -> Full:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, content: bytes) -> None:
+        self.file.write(content[:3])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "fault", "text"),
+    [
+        (runs, "open", Full, "No space left on device"),
+        (os, "replace", refuse, "Permission denied"),
+        (os, "fsync", refuse, "Permission denied"),
+    ],
+)
+def test_a_write_that_fails_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, fault: Any, text: str
+) -> None:
+    file = tmp_path / "a.txt"
+    atomic_write(file, b"old content")
+    monkeypatch.setattr(place, name, fault, raising=False)
+    with pytest.raises(ValueError, match=rf"cannot write .*a\.txt: {text}; free space or give another --out"):
+        atomic_write(file, b"new content")
+    monkeypatch.undo()
+    assert file.read_bytes() == b"old content"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.slow
+def test_a_real_limit_on_the_files_size_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    """A process that may write no more than 20 kB a file: the larger checkpoint fails, the smaller one stands."""
+    code = """
+import resource, signal, sys, torch
+from pathlib import Path
+from datafree.runs import Run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+run = Run(Path(sys.argv[1]))
+run.save_checkpoint({"step": 1, "x": torch.zeros(10)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    run.save_checkpoint({"step": 2, "x": torch.zeros(100_000)})
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "cannot write" in done.stdout and "File too large" in done.stdout
+    assert names(tmp_path) == [CHECKPOINT]
+    state, warnings = Run(tmp_path).load_checkpoint()
+    assert state is not None and state["step"] == 1 and warnings == []
+
+
+def test_write_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [1, None]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None]}
+
+
+def test_save_network_keeps_values_and_what_is_known_of_them(tmp_path: Path) -> None:
+    network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    save_network(tmp_path / "n.safetensors", network, {"arch": "x", "shape": (3, 8, 8)})
+    held = load_file(tmp_path / "n.safetensors")
+    assert torch.equal(held["weight"], network.weight) and torch.equal(held["bias"], network.bias)
+    with safe_open(tmp_path / "n.safetensors", framework="pt") as archive:
+        assert json.loads(archive.metadata()["datafree"]) == {"arch": "x", "shape": [3, 8, 8]}
+
+
+def saved(folder: Path, count: int) -> Run:
+    """A run with `count` checkpoints; the last two stand."""
+    run = Run(folder)
+    for step in range(1, count + 1):
+        run.save_checkpoint({"step": step, "x": torch.arange(3000) * step})
+    return run
+
+
+def test_the_previous_checkpoint_is_kept(tmp_path: Path) -> None:
+    run = saved(tmp_path, 3)
+    assert names(tmp_path) == sorted([PREVIOUS, CHECKPOINT])
+    state, warnings = run.load_checkpoint()
+    assert state is not None and state["step"] == 3 and warnings == []
+    assert torch.equal(state["x"], torch.arange(3000) * 3)
+    assert torch.load(tmp_path / PREVIOUS, weights_only=True)["step"] == 2
+
+
+def test_no_checkpoint_yet(tmp_path: Path) -> None:
+    assert Run(tmp_path).load_checkpoint() == (None, [])
+
+
+def test_a_checkpoint_that_was_moved_away_falls_back(tmp_path: Path) -> None:
+    """What a kill between the two renames leaves."""
+    run = saved(tmp_path, 2)
+    (tmp_path / CHECKPOINT).unlink()
+    state, _ = run.load_checkpoint()
+    assert state is not None and state["step"] == 1
+
+
+def halved(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES: list[Callable[[bytes], bytes]] = [halved, flipped, lambda _: b"", lambda _: b"no checkpoint", lambda c: c[1:]]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    run = saved(tmp_path, 2)
+    file = tmp_path / CHECKPOINT
+    file.write_bytes(damage(file.read_bytes()))
+    state, warnings = run.load_checkpoint()
+    assert state is not None and state["step"] == 1
+    assert torch.equal(state["x"], torch.arange(3000))
+    assert warnings == [f"{file} is torn or corrupt; going back to the one before"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_two_damaged_checkpoints_are_none(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    run = saved(tmp_path, 2)
+    for file in (tmp_path / CHECKPOINT, tmp_path / PREVIOUS):
+        file.write_bytes(damage(file.read_bytes()))
+    state, warnings = run.load_checkpoint()
+    assert state is None and len(warnings) == 2
+
+
+def test_whatever_bit_flips_the_state_is_right_or_the_one_before(tmp_path: Path) -> None:
+    """Names, lengths and flags of the archive included: no exception, and never wrong numbers."""
+    run = Run(tmp_path)
+    for step in (1, 2):
+        run.save_checkpoint({"step": step, "x": torch.arange(20) * step})
+    file = tmp_path / CHECKPOINT
+    whole, draw = file.read_bytes(), random.Random(0)
+    # No checksum covers the archive's directory: an entry's method (byte 10) and its mark as a folder (byte 38).
+    entries = [i for i in range(len(whole)) if whole.startswith(b"PK\x01\x02", i)]
+    places = [place for entry in entries for place in ((entry + 10, 3), (entry + 38, 4))]
+    places += [(draw.randrange(entries[0], len(whole)), draw.randrange(8)) for _ in range(150)]
+    places += [(draw.randrange(len(whole)), draw.randrange(8)) for _ in range(100)]
+    assert len(entries) > 3
+    for place, bit in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        file.write_bytes(bytes(damaged))
+        state, _ = run.load_checkpoint()
+        assert state is not None and torch.equal(state["x"], torch.arange(20) * state["step"]), (place, bit)
+
+
+def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"step": 1, "x": Evil()}, tmp_path / CHECKPOINT)
+    state, warnings = Run(tmp_path).load_checkpoint()
+    assert state is None and len(warnings) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_fresh_folder_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = [Run.create(None, "train-dfq").path.as_posix() for _ in range(2)]
+    assert made == ["runs/train-dfq-1", "runs/train-dfq-2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"thesis.tex": "x"}, r"is not empty \(it holds thesis\.tex\): give another --out, or --force"),
+        ({"run.json": "{}"}, r"\(it holds run\.json\): go on with --resume, start anew with --force"),
+    ],
+)
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path, content: dict[str, str], text: str) -> None:
+    for name, value in content.items():
+        (tmp_path / name).write_text(value)
+    with pytest.raises(ValueError, match=text):
+        Run.create(tmp_path, "x")
+    assert names(tmp_path) == list(content)
+
+
+def test_force_removes_a_runs_own_files_and_no_others(tmp_path: Path) -> None:
+    for name in ("run.json", "result.json", "checkpoint.pt", "checkpoint.previous.pt", "thesis.tex"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("x")
+    Run.create(tmp_path, "x", force=True)
+    assert names(tmp_path) == ["thesis.tex"]
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(ValueError, match="a is a file: give a folder as --out"):
+        Run.create(tmp_path / "a", "x", force=True)
+    with pytest.raises(ValueError, match="cannot write to .*: Not a directory; give another --out"):
+        Run.create(tmp_path / "a" / "b", "x")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ValueError, match="cannot write to .*: Permission denied; give another --out"):
+        Run.create(tmp_path / "new", "x")
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere, so the answer is given
+    with pytest.raises(ValueError, match="cannot write to .*: no permission; give another --out"):
+        Run.create(tmp_path, "x")
+
+
+def test_open_wants_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no run in .* \(it has no run\.json\): start one without --resume"):
+        Run.open(tmp_path)
+    (tmp_path / "run.json").write_text("{torn")
+    with pytest.raises(ValueError, match=r"run\.json cannot be read .*: start the run anew with --force") as caught:
+        Run.open(tmp_path).manifest()
+    assert "\n" not in str(caught.value)
+    assert Run.open(tmp_path).result() is None
+
+
+def test_what_was_logged_after_the_checkpoint_is_cut_off_on_resume(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start_log(0, 0)
+    for step in (1, 2):
+        run.log({"step": step, "loss": 0.5})
+    run.save_checkpoint({"step": 2})
+    run.log({"step": 3, "loss": 0.25})  # and then the process is killed
+    run.close()
+
+    again = Run(tmp_path)
+    state, _ = again.load_checkpoint()
+    assert state is not None
+    again.start_log(state["metrics_bytes"], state["step"])
+    again.log({"step": 3, "loss": 0.125})
+    again.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.125}]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_the_log_of_a_fresh_start_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("left over\n")
+    run = Run(tmp_path)
+    run.start_log(0, 0)
+    run.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_environment_is_plain(tmp_path: Path) -> None:
+    about = runs.environment(torch.device("cpu"))
+    assert json.loads(json.dumps(about)) == about
+    assert torch.__version__.startswith(about["versions"]["torch"].split("+")[0])
+    assert about["machine"]["device"] == "cpu"
+    assert 1 < runs.peak_rss_mb() < 1e5
