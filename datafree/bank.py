@@ -47,7 +47,8 @@ class Bank:
         return self.images[shard(rows)]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images[: len(self)], "added": self.added}
+        # A copy: a view would be saved with the places that are still empty.
+        return {"images": self.images[: len(self)].clone(), "added": self.added}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.images[: len(state["images"])] = state["images"]

@@ -149,7 +149,7 @@ Latent = Annotated[int, "size of the generator's latent vector"]
 GeneratorName = Annotated[
     Literal["auto", "small", "large", "dcgan"], "generator; auto takes dcgan from 64 px and small below"
 ]
-GeneratorWidth = Annotated[int, "channels of the generator's last map"]
+GeneratorWidth = Annotated[int | None, "channels of the generator's last map; default: 32, 16 for grey images"]
 GeneratorLr = Annotated[float, "Adam's rate for the generator"]
 GeneratorSteps = Annotated[int, "generator steps a round"]
 StudentSteps = Annotated[int, "student steps a round"]
@@ -159,7 +159,7 @@ Feed = Annotated[
 ]
 BankSize = Annotated[int, "images the bank holds; the oldest go first"]
 Reset = Annotated[int, "re-initialise the generator every so many rounds; 0: never"]
-SynthesisBatch = Annotated[int | None, "images a generator step; default: the batch size"]
+SynthesisBatch = Annotated[int | None, "images a generator step; default: the batch size, 64 at most"]
 StudentMode = Annotated[Literal["train", "eval"], "mode of the student's batch norm while the generator is trained"]
 Warmup = Annotated[float, "share of the run that synthesizes alone, before the student starts"]
 

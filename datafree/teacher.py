@@ -84,7 +84,9 @@ class Teacher:
 
 
 @contextmanager
-def _hooks(network: nn.Module, norms: list[_BatchNorm], seen: list[Statistics], last: list[Tensor] | None) -> Iterator[None]:
+def _hooks(
+    network: nn.Module, norms: list[_BatchNorm], seen: list[Statistics], last: list[Tensor] | None
+) -> Iterator[None]:
     def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
         seen.append(Statistics(*channel_statistics(inputs[0]), norm.running_mean, norm.running_var))

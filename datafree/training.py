@@ -54,7 +54,7 @@ class Clock:
 
     @property
     def fraction(self) -> float:
-        """Share of the run that is done, in [0, 1]; schedules follow it. The wall clock is that of the last `finished`."""
+        """Share of the run that is done, in [0, 1]; schedules follow it. Time is that of the last `finished`."""
         done = self.step / self.steps if self.steps is not None else self._read / (self.seconds or 1.0)
         return min(done, 1.0)
 
@@ -128,7 +128,9 @@ class Trainer:
         self.network = synchronise(network)
         parameters = [p for p in network.parameters() if p.requires_grad]
         if config.optimizer == "adam":
-            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay)
+            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
+                parameters, config.lr, weight_decay=config.weight_decay
+            )
         else:
             self.optimizer = torch.optim.SGD(
                 parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
@@ -143,7 +145,7 @@ class Trainer:
         """One step on the sum of the terms, at the schedule's rate after `fraction` of the run."""
         for group in self.optimizer.param_groups:
             group["lr"] = (self.config.lr or 0.0) * learning_rate(self.config, fraction)
-        torch.stack(list(terms.values())).sum().backward()
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
         average_gradients(self.network.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -170,7 +172,7 @@ class Trainer:
 
 @torch.no_grad()
 def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Parameters move by 1 - decay; buffers (batch-norm statistics are averages already) are copied."""
+    """Parameters move by 1 - decay; buffers (batch-norm statistics, averages already) are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
     for mine, other in zip(average.buffers(), network.buffers(), strict=True):
         mine.copy_(other)
@@ -179,8 +181,8 @@ def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
 class Source(Protocol):
     """What the loop trains on.
 
-    `advance` prepares (a round of synthesis, say) and returns what it measured. `terms` gives the weighted loss terms of
-    one step; none at all means that there is nothing to train on yet (warm-up), and the step is not counted.
+    `advance` prepares (a round of synthesis, say) and returns what it measured. `terms` gives the weighted loss terms
+    of one step; none at all means that there is nothing to train on yet (warm-up), and the step is not counted.
     """
 
     def advance(self, clock: Clock) -> Mapping[str, float]: ...
@@ -248,4 +250,5 @@ def check_terms(terms: Mapping[str, Tensor | float], step: int) -> None:
     for name, term in terms.items():
         value = float(term.detach() if isinstance(term, Tensor) else term)
         if not math.isfinite(value):
-            raise TermError(f"the term {name!r} became {value} at step {step}: try a lower rate or weight, or --precision 32")
+            hint = "try a lower rate or weight, or --precision 32"
+            raise TermError(f"the term {name!r} became {value} at step {step}: {hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +36,14 @@ class UpsampledConvolution(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latent (N, latent) -> first map (linear, batch norm) -> blocks, each doubling the map -> image (N, C, H, W) in [0, 1].
+    """Latent (N, latent) -> first map (linear, batch norm) -> blocks that double it -> image (N, C, H, W) in [0, 1].
 
     The first map is ⌈H / 2^blocks⌉ × ⌈W / 2^blocks⌉ and the image is cropped, so that any size is made.
     """
 
-    def __init__(self, latent: int, shape: tuple[int, int, int], widths: tuple[int, ...], blocks: list[nn.Module]) -> None:
+    def __init__(
+        self, latent: int, shape: tuple[int, int, int], widths: tuple[int, ...], blocks: list[nn.Module]
+    ) -> None:
         super().__init__()
         self.latent, self.shape = latent, tuple(shape)
         scale = 2 ** len(blocks)
@@ -78,6 +81,6 @@ def dcgan(latent: int, shape: tuple[int, int, int], width: int = 64) -> Generato
     """
     widths = (8 * width, 4 * width, 2 * width, 2 * width, width)
     blocks: list[nn.Module] = [
-        nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False) for a, b in zip(widths, widths[1:], strict=False)
+        nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False) for a, b in pairwise(widths)
     ]
     return Generator(latent, shape, widths, blocks)

@@ -3,17 +3,17 @@
     python scripts/speed.py --methods dfq,dafl --pairs wrn16_1:resnet8,resnet20:resnet8 --precision 32,bf16
     python scripts/speed.py --methods dfq --baseline
 
-A pair is TEACHER:STUDENT, both untrained, on 3x32x32 images with 10 classes, on the CPU. Every case has a fresh process,
-so that its peak memory is its own. Times are milliseconds, medians over the repeats after a warm-up:
+A pair is TEACHER:STUDENT, both untrained, on 3x32x32 images with 10 classes, on the CPU. Every case has a fresh
+process, so that its peak memory is its own. Times are milliseconds, medians over the repeats after a warm-up:
 
     generator_step_ms   one step of the generator, with its share of the round; null where a method has no generator
     student_step_ms     one step of the student: images, teacher, student, optimiser
     image_ms            a round (at the method's own numbers of steps) divided by the images that the student saw in it
     peak_memory_mb      largest resident memory of the process, libraries included (10^6 bytes)
 
-`--baseline` times rounds of dfq (one generator step, five student steps) beside the usual way, which stands in this file.
-All variants run in one process and take turns, and every ratio is the median of the ratios within a turn, so that a
-machine whose speed wavers does not spoil them.
+`--baseline` times rounds of dfq (one generator step, five student steps) beside the usual way, which stands in this
+file. All variants run in one process and take turns, and every ratio is the median of the ratios within a turn, so that
+a machine whose speed wavers does not spoil them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from datafree import losses
 from datafree.config import MachineConfig, TrainConfig
 from datafree.distillation import Alternation
 from datafree.domain import DOMAINS
-from datafree.generators.convolutional import Generator, small
+from datafree.generators.convolutional import Generator
 from datafree.jobs.machine import autocast, prepare
 from datafree.losses import CRITERIA, Statistics
 from datafree.models import build_model, model_names
@@ -53,9 +53,9 @@ STUDENT_STEPS = 5  # of the compared round; it has one generator step
 LR = 1e-3  # of the student; untrained networks are to stay finite
 DESCRIPTION = (
     "the same terms and networks in float32, contiguous (NCHW); a generator of nearest-neighbour upsampling and 3x3 "
-    "convolutions; batch-norm statistics by mean and by var of the transposed maps; Adam and SGD with torch's defaults. "
-    "usual: new latents are drawn and images generated for each of the 5 student steps, as the field's releases do. "
-    "usual_kept: the student is shown the generator step's images five times. "
+    "convolutions; batch-norm statistics by mean and by var of the transposed maps, in the generator step alone; Adam "
+    "and SGD with torch's defaults. usual: new latents are drawn and images generated for each of the 5 student steps, "
+    "as the field's releases do. usual_kept: the student is shown the generator step's images five times. "
     "Ours keeps images in the bank. No variant crops or flips."
 )
 
@@ -92,9 +92,9 @@ class Ours:
         torch.manual_seed(0)
         teacher, student = (build_model(name, shape=DOMAIN.shape, classes=DOMAIN.classes) for name in pair)
         self.teacher = Teacher(teacher, DOMAIN.mean, DOMAIN.std)
-        self.teacher.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.teacher.classifier.to(memory_format=torch.channels_last)
         self.student = Normalised(student, DOMAIN.mean, DOMAIN.std)
-        self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student.to(memory_format=torch.channels_last)
         rng = torch.Generator().manual_seed(0)
         setting = Setting(
             teacher=self.teacher, student=self.student, domain=DOMAIN, batch_size=batch, rng=rng, device=CPU
@@ -134,9 +134,9 @@ class Usual:
         plain = torch.contiguous_format
         self.config, imaging = ours.method.config, ours.method.imaging
         self.batch, self.latent = imaging.batch_size, self.config.latent
-        self.generator = Textbook(copy.deepcopy(imaging.generator)).to(memory_format=plain)  # type: ignore[call-overload]
-        self.teacher = copy.deepcopy(ours.teacher.classifier).to(memory_format=plain)  # type: ignore[call-overload]
-        self.student = copy.deepcopy(ours.student).to(memory_format=plain)  # type: ignore[call-overload]
+        self.generator = Textbook(copy.deepcopy(imaging.generator)).to(memory_format=plain)
+        self.teacher = copy.deepcopy(ours.teacher.classifier).to(memory_format=plain)
+        self.student = copy.deepcopy(ours.student).to(memory_format=plain)
         self.rng = torch.Generator().manual_seed(0)
         self.adam = torch.optim.Adam(self.generator.parameters(), lr=self.config.generator_lr, betas=(0.5, 0.999))
         group = ours.trainer.optimizer.param_groups[0]
@@ -174,7 +174,7 @@ class Usual:
             "adv": -config.adv * losses.disagreement(student, teacher, masked=config.masked),
         }
         self.adam.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
         self.adam.step()
         return {name: float(term.detach()) for name, term in terms.items()}, images.detach()
 
@@ -184,7 +184,7 @@ class Usual:
             images = kept if kept is not None else self.images()
             teacher = self.teacher(images)
         self.sgd.zero_grad()
-        self.criterion(self.student(images), teacher, self.temperature).backward()
+        torch.autograd.backward(self.criterion(self.student(images), teacher, self.temperature))
         self.sgd.step()
 
 
@@ -229,7 +229,6 @@ def compare(
         options = {"generator_width": width, "generator_steps": 1, "student_steps": STUDENT_STEPS}
         return Ours("dfq", pair, batch=batch, augmented=False, **options)
 
-    rounds: dict[str, Callable[[], None]] = {}
     fresh, kept = Usual(make()), Usual(make())
 
     def usual() -> None:
@@ -251,7 +250,7 @@ def compare(
         return act
 
     difference = differences(make())
-    rounds = {"usual": usual, "usual_kept": usual_kept}
+    rounds: dict[str, Callable[[], None]] = {"usual": usual, "usual_kept": usual_kept}
     rounds.update({f"ours_{precision}": our_round(make(), precision) for precision in precisions})
     for act in rounds.values():
         act()
@@ -274,19 +273,22 @@ def compare(
 def differences(ours: Ours) -> dict[str, float]:
     """How far ours and the usual way are apart in float32, from the same weights and latents.
 
-    `images` and `terms` (relative) are those of the first generator step; `images_after_step` those of the same latents
-    once both generators have made that step.
+    `images` and `terms` (relative) are those of the first generator step. `images_after_step` are those of other
+    latents once both generators have made it, `moved_by_step` is how far the step itself took them. Adam divides by the
+    gradient's size, so that where a gradient is all rounding, the step is of full length in a direction of chance.
     """
     usual = Usual(ours)
+    z = torch.randn(8, usual.latent, generator=torch.Generator().manual_seed(1))
+    start = copy.deepcopy(usual.generator)
     theirs, before = usual.update()
     mine = ours.update("32")
-    z = torch.randn(8, usual.latent, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        after = usual.generator(z) - ours.method.imaging.generator(z)
+        untouched, textbook, cheap = start(z), usual.generator(z), ours.method.imaging.generator(z)
     return {
         "images": float((ours.method.imaging.last - before).abs().max()),
         "terms": max(abs(mine[name] - theirs[name]) / max(abs(theirs[name]), 1e-3) for name in theirs),
-        "images_after_step": float(after.abs().max()),
+        "images_after_step": float((textbook - cheap).abs().max()),
+        "moved_by_step": float((textbook - untouched).abs().max()),
     }
 
 

@@ -71,7 +71,8 @@ def test_samples_are_of_what_was_added_and_follow_the_generator() -> None:
     bank = Bank(10, SHAPE)
     bank.add(numbered(50, 4))  # six places are empty still and must never come up
     drawn = bank.sample(200, torch.Generator().manual_seed(1))
-    assert drawn.shape == (200, *SHAPE) and drawn.dtype == torch.uint8
+    assert drawn.shape == (200, *SHAPE)
+    assert drawn.dtype == torch.uint8
     assert set(drawn[:, 0, 0, 0].tolist()) == {50, 51, 52, 53}
     assert torch.equal(drawn, bank.sample(200, torch.Generator().manual_seed(1)))
     assert not torch.equal(drawn, bank.sample(200, torch.Generator().manual_seed(2)))

@@ -98,7 +98,7 @@ def test_a_long_caption_keeps_its_confidence(label: str):
         (torch.rand(2, 3, 8, 8), {"scale": 0}, "at least 1"),
     ],
 )
-def test_grid_refuses(images: torch.Tensor, options: dict[str, object], message: str):
+def test_grid_refuses(images: torch.Tensor, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         grid(images, **options)
 

@@ -93,10 +93,13 @@ except ValueError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "cannot write" in done.stdout and "File too large" in done.stdout
+    assert "cannot write" in done.stdout
+    assert "File too large" in done.stdout
     assert names(tmp_path) == [CHECKPOINT]
     state, warnings = Run(tmp_path).load_checkpoint()
-    assert state is not None and state["step"] == 1 and warnings == []
+    assert state is not None
+    assert state["step"] == 1
+    assert warnings == []
 
 
 def test_write_json(tmp_path: Path) -> None:
@@ -105,10 +108,12 @@ def test_write_json(tmp_path: Path) -> None:
 
 
 def test_save_network_keeps_values_and_what_is_known_of_them(tmp_path: Path) -> None:
-    network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     save_network(tmp_path / "n.safetensors", network, {"arch": "x", "shape": (3, 8, 8)})
     held = load_file(tmp_path / "n.safetensors")
-    assert torch.equal(held["weight"], network.weight) and torch.equal(held["bias"], network.bias)
+    assert torch.equal(held["weight"], network.weight)
+    assert network.bias is not None
+    assert torch.equal(held["bias"], network.bias)
     with safe_open(tmp_path / "n.safetensors", framework="pt") as archive:
         assert json.loads(archive.metadata()["datafree"]) == {"arch": "x", "shape": [3, 8, 8]}
 
@@ -125,7 +130,9 @@ def test_the_previous_checkpoint_is_kept(tmp_path: Path) -> None:
     run = saved(tmp_path, 3)
     assert names(tmp_path) == sorted([PREVIOUS, CHECKPOINT])
     state, warnings = run.load_checkpoint()
-    assert state is not None and state["step"] == 3 and warnings == []
+    assert state is not None
+    assert state["step"] == 3
+    assert warnings == []
     assert torch.equal(state["x"], torch.arange(3000) * 3)
     assert torch.load(tmp_path / PREVIOUS, weights_only=True)["step"] == 2
 
@@ -139,7 +146,8 @@ def test_a_checkpoint_that_was_moved_away_falls_back(tmp_path: Path) -> None:
     run = saved(tmp_path, 2)
     (tmp_path / CHECKPOINT).unlink()
     state, _ = run.load_checkpoint()
-    assert state is not None and state["step"] == 1
+    assert state is not None
+    assert state["step"] == 1
 
 
 def halved(content: bytes) -> bytes:
@@ -160,7 +168,8 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path, damage: 
     file = tmp_path / CHECKPOINT
     file.write_bytes(damage(file.read_bytes()))
     state, warnings = run.load_checkpoint()
-    assert state is not None and state["step"] == 1
+    assert state is not None
+    assert state["step"] == 1
     assert torch.equal(state["x"], torch.arange(3000))
     assert warnings == [f"{file} is torn or corrupt; going back to the one before"]
 
@@ -171,7 +180,8 @@ def test_two_damaged_checkpoints_are_none(tmp_path: Path, damage: Callable[[byte
     for file in (tmp_path / CHECKPOINT, tmp_path / PREVIOUS):
         file.write_bytes(damage(file.read_bytes()))
     state, warnings = run.load_checkpoint()
-    assert state is None and len(warnings) == 2
+    assert state is None
+    assert len(warnings) == 2
 
 
 def test_whatever_bit_flips_the_state_is_right_or_the_one_before(tmp_path: Path) -> None:
@@ -192,7 +202,8 @@ def test_whatever_bit_flips_the_state_is_right_or_the_one_before(tmp_path: Path)
         damaged[place] ^= 1 << bit
         file.write_bytes(bytes(damaged))
         state, _ = run.load_checkpoint()
-        assert state is not None and torch.equal(state["x"], torch.arange(20) * state["step"]), (place, bit)
+        assert state is not None, (place, bit)
+        assert torch.equal(state["x"], torch.arange(20) * state["step"]), (place, bit)
 
 
 def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
@@ -202,7 +213,8 @@ def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"step": 1, "x": Evil()}, tmp_path / CHECKPOINT)
     state, warnings = Run(tmp_path).load_checkpoint()
-    assert state is None and len(warnings) == 1
+    assert state is None
+    assert len(warnings) == 1
     assert not (tmp_path / "ran").exists()
 
 
@@ -240,19 +252,19 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     with pytest.raises(ValueError, match="a is a file: give a folder as --out"):
         Run.create(tmp_path / "a", "x", force=True)
-    with pytest.raises(ValueError, match="cannot write to .*: Not a directory; give another --out"):
+    with pytest.raises(ValueError, match=r"cannot write to .*: Not a directory; give another --out"):
         Run.create(tmp_path / "a" / "b", "x")
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(ValueError, match="cannot write to .*: Permission denied; give another --out"):
+    with pytest.raises(ValueError, match=r"cannot write to .*: Permission denied; give another --out"):
         Run.create(tmp_path / "new", "x")
 
 
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere, so the answer is given
-    with pytest.raises(ValueError, match="cannot write to .*: no permission; give another --out"):
+    with pytest.raises(ValueError, match=r"cannot write to .*: no permission; give another --out"):
         Run.create(tmp_path, "x")
 
 

@@ -86,7 +86,8 @@ def test_gradients_flow_to_the_images_through_all_that_is_seen(net: Net) -> None
 def test_features_are_the_input_of_the_last_linear_layer_that_ran(net: Net) -> None:
     teacher, images = Teacher(net, MEAN, STD), torch.rand(4, 3, 8, 8)
     features = teacher.look(images, features=True).features
-    assert features is not None and features.shape == (4, 5)  # of `head`, though `squeeze` is declared later
+    assert features is not None
+    assert features.shape == (4, 5)
     torch.testing.assert_close(features, net.inputs[0])
 
 
@@ -123,7 +124,8 @@ def test_batch_norm_of_vectors_is_seen_too() -> None:
 
 def test_nothing_is_shown_that_was_not_asked_for(net: Net) -> None:
     view = Teacher(net, MEAN, STD).look(torch.rand(2, 3, 8, 8))
-    assert view.features is None and view.statistics == []
+    assert view.features is None
+    assert view.statistics == []
 
 
 def test_networks_without_batch_norm_work() -> None:
@@ -155,7 +157,8 @@ def test_a_users_own_hooks_stay(net: Net) -> None:
     calls: list[int] = []
     net.head.register_forward_hook(lambda *_: calls.append(1))
     Teacher(net, MEAN, STD).look(torch.rand(2, 3, 8, 8), features=True, statistics=True)
-    assert calls == [1] and hooks(net) == 1
+    assert calls == [1]
+    assert hooks(net) == 1
 
 
 def test_looking_twice_is_the_same(net: Net) -> None:

@@ -154,17 +154,20 @@ def test_adam_is_torchs() -> None:
 
 
 def test_moving_average_by_hand() -> None:
-    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    linear, norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+    network = nn.Sequential(linear, norm)
     trainer = Trainer(network, config(ema=0.75))
-    average = network[0].weight.detach().clone()
+    average = linear.weight.detach().clone()
     for _ in range(4):
-        trainer.step({"loss": network(torch.randn(4, 2)).square().sum() * 0.1 + network[0].weight.sum()}, 0.0)
-        average = 0.75 * average + 0.25 * network[0].weight.detach()
+        trainer.step({"loss": network(torch.randn(4, 2)).square().sum() * 0.1 + linear.weight.sum()}, 0.0)
+        average = 0.75 * average + 0.25 * linear.weight.detach()
     result = trainer.result
-    assert isinstance(result, nn.Sequential) and result is not network
+    assert isinstance(result, nn.Sequential)
+    assert result is not network
     torch.testing.assert_close(result[0].weight, average)
-    assert torch.equal(result[1].running_mean, network[1].running_mean)  # type: ignore[arg-type]
-    assert not result.training and not any(p.requires_grad for p in result.parameters())
+    assert torch.equal(result[1].running_mean, norm.running_mean)  # type: ignore[arg-type]
+    assert not result.training
+    assert not any(p.requires_grad for p in result.parameters())
     assert Trainer(network, config()).result is network
 
 
@@ -251,7 +254,9 @@ def test_ten_steps_are_five_and_five_bit_for_bit(values: dict[str, Any]) -> None
     first = Trainer(copy.deepcopy(start), config(**values))
     source, clock = Regression(first.network), Clock(steps=10)
     fit(source, first, clock, stop_after=5)
-    state = copy.deepcopy({"trainer": first.state_dict(), "clock": clock.state_dict(), "rng": source.rng.get_state()})
+    state: dict[str, Any] = copy.deepcopy(
+        {"trainer": first.state_dict(), "clock": clock.state_dict(), "rng": source.rng.get_state()}
+    )
 
     again = Trainer(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), config(**values))
     source, clock = Regression(again.network), Clock(steps=10)

@@ -126,7 +126,7 @@ class Session:
             row = self._row(terms)
         if terms and config.evaluations and fraction * config.evaluations >= self.marks["test"] + 1 and fraction < 1:
             self.marks["test"] = int(fraction * config.evaluations)
-            scores = self._aside(self.test) if self._test_is_cheap() else None
+            scores = self._aside(self.test_for_log) if self._test_is_cheap() else None
             self.testing += time.monotonic() - now
             if scores is not None:
                 row = {**self._row(terms), "test/accuracy": scores.accuracy}
@@ -161,6 +161,13 @@ class Session:
     def _test_is_cheap(self) -> bool:
         """Tests for the log may take a thirtieth of a budget, not more."""
         return self.clock.seconds is None or self.testing <= self.clock.elapsed / 30
+
+    def test_for_log(self) -> Scores | None:
+        """None for a student whose logits are not finite: the next term will stop the run, and names itself."""
+        try:
+            return self.test()
+        except ValueError:
+            return None
 
     def test(self, teacher: bool = False) -> Scores | None:
         """The student on the test data, if there are any; on rank 0."""

@@ -36,7 +36,7 @@ class DFADConfig:
     distance: Annotated[Literal["l1", "kl"], "disagreement that the generator maximises"] = "l1"
     latent: Latent = 256
     generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = 32
+    generator_width: GeneratorWidth = None
     generator_lr: GeneratorLr = 1e-3
     student_steps: StudentSteps = 5
     synthesis_batch: SynthesisBatch = None

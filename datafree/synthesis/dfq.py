@@ -47,11 +47,11 @@ class DFQConfig:
     balance: Annotated[float, "weight of the class balance"] = 5.0
     latent: Latent = 256
     generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = 32
+    generator_width: GeneratorWidth = None
     generator_lr: GeneratorLr = 4e-3
     generator_steps: GeneratorSteps = 5
     student_steps: StudentSteps = 40
-    synthesis_batch: SynthesisBatch = 64
+    synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
     feed: Feed = "bank"
     bank: BankSize = 20_000

@@ -64,7 +64,7 @@ class GeneratorConfig(Protocol):
     @property
     def generator(self) -> str: ...
     @property
-    def generator_width(self) -> int: ...
+    def generator_width(self) -> int | None: ...
     @property
     def generator_lr(self) -> float: ...
     @property
@@ -85,11 +85,15 @@ class Imaging:
 
     def __init__(self, setting: Setting, config: GeneratorConfig) -> None:
         self.setting, self.config = setting, config
-        self.batch_size = config.synthesis_batch or setting.batch_size
+        usual = setting.batch_size if config.feed == "last" else min(64, setting.batch_size)
+        self.batch_size = config.synthesis_batch or usual
+        if config.feed == "last" and self.batch_size != setting.batch_size:
+            raise ValueError(f"--feed last: give --synthesis-batch {setting.batch_size}, as the student's batch")
         self.name = config.generator
         if self.name == "auto":
             self.name = "dcgan" if min(setting.domain.shape[1:]) >= 64 else "small"
-        network = GENERATORS[self.name](config.latent, setting.domain.shape, config.generator_width)
+        self.width = config.generator_width or (16 if setting.domain.shape[0] == 1 else 32)
+        network = GENERATORS[self.name](config.latent, setting.domain.shape, self.width)
         self.generator = synchronise(network.to(setting.device).to(memory_format=torch.channels_last))
         self.optimizer = self._adam()
         self.bank = Bank(config.bank, setting.domain.shape, setting.device) if config.feed == "bank" else None
@@ -125,7 +129,7 @@ class Imaging:
     def step(self, terms: Mapping[str, Tensor]) -> None:
         """One Adam step on the sum of the (weighted) terms; no gradient reaches student or teacher."""
         parameters = list(self.generator.parameters())
-        torch.stack(list(terms.values())).sum().backward(inputs=parameters)
+        torch.autograd.backward(torch.stack(list(terms.values())).sum(), inputs=parameters)
         average_gradients(parameters)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -151,7 +155,7 @@ class Imaging:
     def about(self) -> dict[str, Any]:
         """What is needed to build the generator again."""
         config, shape = self.config, self.setting.domain.shape
-        return {"generator": self.name, "latent": config.latent, "shape": shape, "width": config.generator_width}
+        return {"generator": self.name, "latent": config.latent, "shape": shape, "width": self.width}
 
     def grown(self) -> dict[str, Tensor]:
         """The generator's weights, or those before the last re-initialisation while the present ones are young."""

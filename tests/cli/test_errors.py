@@ -22,7 +22,8 @@ def refused(answer: Any, text: str) -> None:
     assert answer.status == 2, answer
     assert answer.out == ""
     assert text in answer.err, answer.err
-    assert answer.err.startswith("error: ") and len(answer.err.splitlines()) == 1, answer.err
+    assert answer.err.startswith("error: ")
+    assert len(answer.err.splitlines()) == 1, answer.err
 
 
 NUMBERS = """--steps -3|--steps is -3: give a number above 0
@@ -220,7 +221,8 @@ def test_garbage_for_a_saved_run(cli: Cli, tmp_path: Path, content: str) -> None
     (tmp_path / "run" / "run.json").write_text(content)
     for args in (("train", "--config", "run/run.json"), ("train", "--resume", "--out", "run")):
         answer = cli(*args)
-        assert answer.status == 2 and answer.out == "" and len(answer.err.splitlines()) <= 2, answer
+        assert (answer.status, answer.out) == (2, "")
+        assert len(answer.err.splitlines()) <= 2, answer.err
     assert tree(tmp_path) == {"run/run.json": content.encode()}
 
 

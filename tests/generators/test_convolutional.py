@@ -53,7 +53,8 @@ def test_any_shape_is_made_with_pixels_from_zero_to_one(name: str, shape: tuple[
     images = generator(10 * torch.randn(3, 16))
     assert images.shape == (3, *shape)
     assert images.dtype == torch.float32
-    assert images.min() >= 0 and images.max() <= 1
+    assert images.min() >= 0
+    assert images.max() <= 1
     assert images.std() > 0
 
 
@@ -62,7 +63,8 @@ def test_latents_and_weights_get_gradients(name: str) -> None:
     generator = GENERATORS[name](8, (3, 16, 16), 4)
     z = torch.randn(4, 8, requires_grad=True)
     generator(z).square().sum().backward()
-    assert z.grad is not None and z.grad.abs().sum() > 0
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in generator.parameters())
 
 

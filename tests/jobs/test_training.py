@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,19 +24,19 @@ from datafree.synthesis.imaging import Imaging
 from datafree.training import TermError, Trainer
 
 # A run of a second: narrow generator, few and small steps; resnet8 is the smallest network that takes 8 px.
-SHORT: dict[str, Any] = {"student": "resnet8", "steps": 30, "batch_size": 8, "student_steps": 3, "threads": 1}
+SHORT: dict[str, Any] = {"student": "resnet8", "steps": 20, "batch_size": 8, "student_steps": 3, "threads": 1}
 NARROW: dict[str, Any] = {"generator_width": 4, "latent": 8, "bank": 100}
 DFQ: dict[str, Any] = {**SHORT, **NARROW, "generator_steps": 1, "reset": 4}
 
 
-class Killed(Exception):
-    """Stands for the power cut."""
+class PowerCutError(Exception):
+    """Stands for what ends a process at once."""
 
 
 def at_step(step: int) -> Any:
     def show(row: Mapping[str, Any]) -> None:
         if row["step"] >= step:
-            raise Killed
+            raise PowerCutError
 
     return show
 
@@ -60,10 +61,13 @@ def test_a_run_writes_all_its_files(finished: Path, teacher: str) -> None:
     wanted = {"run.json", "result.json", "metrics.jsonl", "tensorboard", "images", "report.html", CHECKPOINT}
     assert wanted | {"student.safetensors", "generator.safetensors"} <= held
     assert not [name for name in held if name.endswith((".tmp", ".new"))]
-    assert list((finished / "images").glob("step-*.png")) and list((finished / "tensorboard").iterdir())
-    assert (finished / "images" / "step-0000030.png").read_bytes().startswith(b"\x89PNG")
+    assert list((finished / "images").glob("step-*.png"))
+    assert list((finished / "tensorboard").iterdir())
+    assert (finished / "images" / "step-0000020.png").read_bytes().startswith(b"\x89PNG")
     report = (finished / "report.html").read_text(encoding="utf-8")
-    assert "<html" in report and "http://" not in report and "https://" not in report
+    assert "<html" in report
+    assert "http://" not in report
+    assert "https://" not in report
 
 
 def test_the_result_has_what_scripts_rely_on(finished: Path) -> None:
@@ -73,9 +77,10 @@ def test_the_result_has_what_scripts_rely_on(finished: Path) -> None:
     for name in ("kl", "synthesis_seconds", "distillation_seconds", "total_seconds", "peak_rss_mb"):
         assert result[name] >= 0
     assert result["teacher_accuracy"] > 0.5
-    # 30 steps by 3 are 10 rounds of one batch, and warm-up rounds before them.
-    assert result["images"] >= 10 * 8 and result["images"] % 8 == 0
-    assert (result["steps"], result["threads"], result["seed"], result["precision"]) == (30, 1, 0, "32")
+    # 20 steps by 3 are 7 rounds of one batch, and warm-up rounds before them.
+    assert result["images"] >= 7 * 8
+    assert result["images"] % 8 == 0
+    assert (result["steps"], result["threads"], result["seed"], result["precision"]) == (20, 1, 0, "32")
     named = {name: result[name] for name in ("method", "teacher", "student", "data")}
     assert named == {"method": "dfq", "teacher": "resnet8", "student": "resnet8", "data": "digits"}
 
@@ -86,10 +91,13 @@ def test_the_manifest_says_what_was_run(finished: Path, teacher: str) -> None:
     about = json.loads((finished / "run.json").read_text())
     assert {"command", "config", "method_options", "set_by_user", "seed", "versions", "git", "machine"} <= about.keys()
     assert about["teacher"]["sha256"] == hashlib.sha256(Path(teacher).read_bytes()).hexdigest()
-    assert about["config"]["steps"] == 30 and about["method_options"]["latent"] == 8
+    assert about["config"]["steps"] == 20
+    assert about["method_options"]["latent"] == 8
     assert {"teacher", "student", "steps", "batch_size", "latent", "reset"} <= set(about["set_by_user"])
-    assert "temperature" not in about["set_by_user"] and about["config"]["temperature"] == 20.0
-    assert about["domain"]["shape"] == [1, 8, 8] and about["domain"]["classes"] == 10
+    assert "temperature" not in about["set_by_user"]
+    assert about["config"]["temperature"] == 20.0
+    assert about["domain"]["shape"] == [1, 8, 8]
+    assert about["domain"]["classes"] == 10
 
 
 def test_metrics_are_rows_with_named_terms(finished: Path) -> None:
@@ -115,7 +123,8 @@ def test_the_saved_student_is_the_one_that_was_tested(finished: Path) -> None:
     assert scores["agreement"] == result["agreement"]
     assert scores["kl"] == pytest.approx(result["kl"], rel=1e-6)
     student, domain = datafree.load_student(str(finished))
-    assert not student.training and domain.name == "digits"
+    assert not student.training
+    assert domain.name == "digits"
     assert student(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
@@ -128,13 +137,14 @@ def test_samples_come_with_soft_labels(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(3, marks=pytest.mark.slow), 15, pytest.param(27, marks=pytest.mark.slow)]
+    "step", [pytest.param(2, marks=pytest.mark.slow), 10, pytest.param(18, marks=pytest.mark.slow)]
 )
 def test_a_killed_run_resumes_to_the_last_bit(finished: Path, teacher: str, tmp_path: Path, step: int) -> None:
     out = tmp_path / "run"
-    with pytest.raises(Killed):
+    with pytest.raises(PowerCutError):
         datafree.train(teacher=teacher, out=out, checkpoint_every=1e-9, show=at_step(step), **DFQ)
-    assert not (out / "result.json").exists() and (out / CHECKPOINT).exists()
+    assert not (out / "result.json").exists()
+    assert (out / CHECKPOINT).exists()
     said: list[str] = []
     result = datafree.resume(out, say=said.append)
     assert f"going on from step {step - 1}" in said
@@ -150,7 +160,7 @@ def test_every_method_resumes_to_the_last_bit(teacher: str, tmp_path: Path, meth
     common = {**SHORT, **({} if method == "noise" else NARROW), "teacher": teacher, "method": method, "steps": 12}
     common |= {"ema": 0.9, "evaluations": 4}
     datafree.train(out=tmp_path / "straight", **common)
-    with pytest.raises(Killed):
+    with pytest.raises(PowerCutError):
         datafree.train(out=tmp_path / "killed", checkpoint_every=1e-9, show=at_step(6), **common)
     datafree.resume(tmp_path / "killed")
     same_weights(
@@ -160,7 +170,7 @@ def test_every_method_resumes_to_the_last_bit(teacher: str, tmp_path: Path, meth
 
 def test_a_torn_checkpoint_costs_steps_but_no_bit(finished: Path, teacher: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(Killed):
+    with pytest.raises(PowerCutError):
         datafree.train(teacher=teacher, out=out, checkpoint_every=1e-9, show=at_step(12), **DFQ)
     content = (out / CHECKPOINT).read_bytes()
     (out / CHECKPOINT).write_bytes(content[: len(content) // 3])
@@ -173,9 +183,10 @@ def test_a_torn_checkpoint_costs_steps_but_no_bit(finished: Path, teacher: str, 
 
 def test_a_run_without_any_checkpoint_starts_anew(finished: Path, teacher: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(Killed):
+    with pytest.raises(PowerCutError):
         datafree.train(teacher=teacher, out=out, show=at_step(6), **DFQ)
-    assert not (out / CHECKPOINT).exists() and not (out / PREVIOUS).exists()
+    assert not (out / CHECKPOINT).exists()
+    assert not (out / PREVIOUS).exists()
     said: list[str] = []
     datafree.resume(out, say=said.append)
     assert "no checkpoint yet: starting from step 0" in said
@@ -215,7 +226,8 @@ def test_a_saved_configuration_gives_the_same_student(finished: Path, tmp_path: 
     assert done.exit_code == 0
     same_weights(finished, out)
     first, second = (json.loads((path / "run.json").read_text()) for path in (finished, out))
-    assert first["config"] == second["config"] and first["method_options"] == second["method_options"]
+    assert first["config"] == second["config"]
+    assert first["method_options"] == second["method_options"]
 
 
 def test_flags_beside_a_saved_configuration_override_it(finished: Path, tmp_path: Path) -> None:
@@ -254,7 +266,7 @@ def test_a_run_that_a_person_stops_is_saved(finished: Path, teacher: str, tmp_pa
     out = tmp_path / "run"
 
     def show(row: Mapping[str, Any]) -> None:
-        if row["step"] == 9:
+        if row["step"] == 10:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match=f"datafree train --resume --out {out}"):
@@ -262,7 +274,7 @@ def test_a_run_that_a_person_stops_is_saved(finished: Path, teacher: str, tmp_pa
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     said: list[str] = []
     datafree.resume(out, say=said.append)
-    assert [line for line in said if line in ("going on from step 9", "going on from step 10")]
+    assert [line for line in said if line in ("going on from step 10", "going on from step 11")]
     same_weights(finished, out)
 
 
@@ -293,7 +305,7 @@ def test_weights_that_are_not_finite_are_never_saved(
         datafree.train(teacher=teacher, out=tmp_path / "run", **{**DFQ, "reset": 0, "checkpoint_every": 1e-9})
     monkeypatch.undo()
     result = datafree.resume(tmp_path / "run")
-    assert result.metrics["steps"] == 30
+    assert result.metrics["steps"] == 20
 
 
 def test_a_teacher_near_chance_gets_a_warning(teacher: str, tmp_path: Path) -> None:
@@ -307,7 +319,8 @@ def test_a_teacher_near_chance_gets_a_warning(teacher: str, tmp_path: Path) -> N
     said: list[str] = []
     result = datafree.train(teacher=str(file), out=tmp_path / "run", say=said.append, **{**DFQ, "steps": 2})
     (warning,) = [line for line in said if "near chance" in line]
-    assert warning.startswith("warning: ") and "wrong normalisation (--mean, --std) or class order?" in warning
+    assert warning.startswith("warning: ")
+    assert "wrong normalisation (--mean, --std) or class order?" in warning
     assert warning.removeprefix("warning: ") in result.metrics["warnings"]
 
 
@@ -342,7 +355,8 @@ def test_without_test_data_there_are_no_scores(tmp_path: Path) -> None:
     result = datafree.train(teacher=file, out=tmp_path / "run", **{**DFQ, "steps": 4})
     names = ("teacher_accuracy", "student_accuracy", "agreement", "kl")
     assert [result.metrics[name] for name in names] == [None] * 4
-    assert (tmp_path / "run" / "student.safetensors").exists() and (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "run" / "student.safetensors").exists()
+    assert (tmp_path / "run" / "report.html").exists()
     assert result.student(torch.rand(2, 3, 12, 10)).shape == (2, 4)
 
 
@@ -362,9 +376,9 @@ def test_without_test_data_there_are_no_scores(tmp_path: Path) -> None:
 def test_bad_input_is_one_line_and_leaves_nothing_behind(
     teacher: str, tmp_path: Path, options: dict[str, Any], text: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
         datafree.train(teacher=teacher, out=tmp_path / "run", **{**DFQ, **options})
-    assert text in str(caught.value) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -387,7 +401,7 @@ def test_force_starts_anew(finished: Path, teacher: str, tmp_path: Path) -> None
     shutil.copytree(finished, out)
     datafree.train(teacher=teacher, out=out, force=True, **{**DFQ, "steps": 3})
     assert json.loads((out / "result.json").read_text())["steps"] == 3
-    assert not (out / "images" / "step-0000030.png").exists()
+    assert not (out / "images" / "step-0000020.png").exists()
 
 
 def test_a_dry_run_writes_nothing(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +410,8 @@ def test_a_dry_run_writes_nothing(teacher: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     plan = dry_run(teacher=teacher, **DFQ)
     assert plan["expected_memory_mb"] > 0
-    assert plan["student"]["parameters"] > 0 and plan["teacher"]["multiply_adds"] > 0
+    assert plan["student"]["parameters"] > 0
+    assert plan["teacher"]["multiply_adds"] > 0
     assert not list(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from datafree import losses
 
 PARITY = np.load(Path(__file__).with_name("parity.npz"), allow_pickle=False)
-CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
 def held(name: str) -> Tensor:
@@ -36,7 +37,8 @@ def test_where_no_decision_agrees_value_and_gradient_are_exactly_zero(distance: 
     loss = losses.disagreement(student, held("masked.in_teacher_logits_no_agree"), distance, masked=True)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0.0 == float(PARITY["masked.out_loss_no_agree"])
-    assert student.grad is not None and not student.grad.any()
+    assert student.grad is not None
+    assert not student.grad.any()
     assert not PARITY["masked.grad_student_logits_no_agree"].any()
 
 

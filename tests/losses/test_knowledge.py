@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from datafree import losses
 
 PARITY = np.load(Path(__file__).with_name("parity.npz"), allow_pickle=False)
-CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
 def held(name: str) -> Tensor:
@@ -73,7 +74,8 @@ def test_kl_of_certain_teachers_is_finite() -> None:
     loss = losses.kl(student, torch.tensor([[200.0, -200.0]]))
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 400.0
-    assert student.grad is not None and student.grad.isfinite().all()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
 
 
 def test_gradient_of_kl_hardly_depends_on_a_large_temperature() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from datafree import losses
 
 PARITY = np.load(Path(__file__).with_name("parity.npz"), allow_pickle=False)
-CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
 def held(name: str) -> Tensor:
@@ -91,7 +92,8 @@ def test_class_balance_of_a_single_class_is_zero_and_finite() -> None:
     loss = losses.class_balance(one)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0.0
-    assert one.grad is not None and one.grad.isfinite().all()
+    assert one.grad is not None
+    assert one.grad.isfinite().all()
 
 
 def test_class_balance_in_base_ten_is_that_in_base_e_over_ln_ten() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from datafree.parallel import channel_statistics
 from datafree.teacher import Teacher
 
 PARITY = np.load(Path(__file__).with_name("parity.npz"), allow_pickle=False)
-CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
 def held(name: str) -> Tensor:
@@ -113,7 +114,8 @@ def test_gradients_of_the_bn_term_by_finite_differences() -> None:
 def test_gradient_of_agreeing_statistics_is_finite() -> None:
     mean = torch.zeros(3, requires_grad=True)
     losses.batch_norm_statistics([Statistics(mean, torch.ones(3), torch.zeros(3), torch.ones(3))]).backward()  # type: ignore[no-untyped-call]
-    assert mean.grad is not None and not mean.grad.any()
+    assert mean.grad is not None
+    assert not mean.grad.any()
 
 
 def test_an_empty_average_or_no_momentum_changes_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -83,7 +84,6 @@ def same(one: Any, two: Any) -> bool:
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_method_has_what_the_trainer_needs(name: str) -> None:
     method = load_method(name)
-    assert dataclasses.is_dataclass(method.Config)
     assert set(method.STUDENT) == {"criterion", "temperature", "optimizer", "lr", "weight_decay", "augment"}
     assert method.STUDENT["criterion"] in losses.CRITERIA
     assert "student_steps" in {f.name for f in fields_of(method.Config)}
@@ -102,9 +102,11 @@ def test_samples_are_images(name: str, domain: str, feed: str) -> None:
         batch = method.sample(n)
         assert batch.images.shape == (n, *DOMAINS[domain].shape)
         assert batch.images.dtype == torch.float32
-        assert batch.images.min() >= 0 and batch.images.max() <= 1
+        assert batch.images.min() >= 0
+        assert batch.images.max() <= 1
         assert not batch.images.requires_grad
-        assert batch.weights is None and batch.extras == {}
+        assert batch.weights is None
+        assert batch.extras == {}
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -125,7 +127,8 @@ def test_an_update_leaves_teacher_and_student_as_they_were(name: str, mode: str)
     for _ in range(2):
         method.update()
         method.sample(4)
-    assert same(teacher, snapshot(at.teacher.network)) and hooks(at.teacher.network) == 0
+    assert same(teacher, snapshot(at.teacher.network))
+    assert hooks(at.teacher.network) == 0
     assert not any(m.training for m in at.teacher.classifier.modules())
     assert not any(p.grad is not None for p in (*at.teacher.network.parameters(), *at.student.parameters()))
     assert at.student.training, "the student's mode was not put back"
@@ -204,11 +207,13 @@ def test_images_made_are_counted_and_kept(name: str) -> None:
     for _ in range(2):
         method.update()
     method.sample(50)
-    assert method.made == 12 and len(method.imaging.bank) == 12  # 2 rounds of 6; a draw from the bank makes none
+    assert method.made == 12
+    assert len(method.imaging.bank) == 12
     fresh = build(name, setting(), feed="fresh", generator_steps=1, synthesis_batch=6)
     fresh.update()
     fresh.sample(50)
-    assert fresh.made == 56 and fresh.imaging.bank is None
+    assert fresh.made == 56
+    assert fresh.imaging.bank is None
 
 
 @pytest.mark.parametrize("name", GENERATOR_METHODS)
@@ -301,7 +306,7 @@ def test_the_generator_is_made_anew_every_so_many_rounds() -> None:
     for _ in range(5):
         method.update()
         weights.append(method.imaging.generator.linear.weight.detach().clone())
-    changes = [(a - b).abs().max().item() > 1e-4 for a, b in zip(weights, weights[1:], strict=False)]
+    changes = [(a - b).abs().max().item() > 1e-4 for a, b in pairwise(weights)]
     assert changes == [False, True, False, True]
     assert method.imaging.matured is not None
 
@@ -322,6 +327,19 @@ def test_generators_follow_the_size_and_can_be_built_again() -> None:
     assert small.about() == {"generator": "small", "latent": 8, "shape": (3, 16, 16), "width": 4}
     at = dataclasses.replace(setting(), domain=dataclasses.replace(COLOUR, shape=(3, 64, 80)))
     assert Imaging(at, load_method("dfq").Config(latent=8, generator_width=2)).name == "dcgan"
+
+
+def test_batch_and_width_where_none_is_given() -> None:
+    config = load_method("dfq").Config(latent=8)
+    made = [Imaging(setting(domain, batch_size=100), config) for domain in (COLOUR, GREY)]
+    assert [(imaging.batch_size, imaging.about()["width"]) for imaging in made] == [(64, 32), (64, 16)]
+    assert Imaging(setting(batch_size=8), config).batch_size == 8
+    assert Imaging(setting(batch_size=100), load_method("dfq").Config(latent=8, feed="last")).batch_size == 100
+
+
+def test_the_last_batch_is_the_students_or_none() -> None:
+    with pytest.raises(ValueError, match="--feed last: give --synthesis-batch 8"):
+        build("dafl", setting(), feed="last", synthesis_batch=6)
 
 
 @pytest.mark.parametrize("distribution", ["normal", "uniform"])

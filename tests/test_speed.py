@@ -1,0 +1,128 @@
+"""The benchmark script: the usual way computes the same as the package, and the JSON has the documented fields."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from datafree.generators import large, small
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "speed.py"
+PAIR = ("wrn10_1", "resnet8")
+
+
+@pytest.fixture(scope="module")
+def speed() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("speed_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("make", [small, large])
+def test_the_cheaper_generator_equals_the_textbook_one(double: None, speed: ModuleType, make: Any) -> None:
+    generator = make(6, (3, 16, 16), 4).to(memory_format=torch.channels_last)
+    textbook = speed.Textbook(generator)
+    z, target = torch.randn(5, 6), torch.rand(5, 3, 16, 16)
+    grids = []
+    for network in (generator, textbook):
+        images = network(z)
+        weights = [block.weight for block in network.blocks]
+        gradients = torch.autograd.grad((images - target).square().sum(), weights)
+        grids.append((images, *gradients))
+    for ours, usual in zip(*grids, strict=True):
+        torch.testing.assert_close(ours, usual, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_ours_and_the_usual_way_make_the_same_round(double: None, speed: ModuleType) -> None:
+    """In float64 from the same weights and latents: terms, images and student; two steps of each network."""
+    options = {"generator_width": 4, "generator_steps": 1, "student_steps": 1}
+    ours = speed.Ours("dfq", PAIR, batch=3, augmented=False, **options)
+    usual = speed.Usual(ours)
+    for _ in range(2):
+        theirs, images = usual.update()
+        mine = ours.update("32")
+        assert mine.keys() == theirs.keys()
+        assert list(mine.values()) == pytest.approx(list(theirs.values()), rel=1e-6)
+        torch.testing.assert_close(ours.method.imaging.last, images, rtol=0, atol=1e-6)
+        # The bank rounds to 1/255 and draws from the same generator as the latents: the student is stepped by hand.
+        usual.student_step(images)
+        with torch.no_grad():
+            target = ours.teacher(images)
+        ours.trainer.step({"kl": usual.criterion(ours.student(images), target, ours.temperature)}, 0.0)
+    for mine_, theirs_ in zip(ours.student.parameters(), usual.student.parameters(), strict=True):
+        torch.testing.assert_close(mine_, theirs_, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["dfq", "dafl", "dfad", "noise"])
+def test_a_case_has_the_documented_fields(speed: ModuleType, method: str) -> None:
+    case = speed.measure_case(method, PAIR, "32", batch=2, width=2, repeats=1)
+    assert case.keys() == {
+        *("method", "teacher", "student", "precision"),
+        *("generator_step_ms", "student_step_ms", "image_ms", "peak_memory_mb"),
+    }
+    assert (case["generator_step_ms"] is None) == (method == "noise")
+    assert case["student_step_ms"] > 0
+    assert case["image_ms"] >= 0
+    assert case["peak_memory_mb"] > 1
+
+
+@pytest.mark.slow
+def test_a_comparison_has_the_documented_fields(speed: ModuleType) -> None:
+    found = speed.compare(PAIR, ["32", "bf16"], batch=2, width=2, repeats=1)
+    assert found["round_ms"].keys() == {"usual", "usual_kept", "ours_32", "ours_bf16"}
+    for name in ("speedup", "speedup_over_kept"):
+        assert found[name].keys() == {"ours_32", "ours_bf16"}
+    assert found["difference"]["images"] < 1e-5
+    assert found["difference"]["terms"] < 1e-3
+    assert found["difference"]["images_after_step"] < found["difference"]["moved_by_step"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--methods", "dfk"], "dfk"),
+        (["--pairs", "wrn16_1"], "TEACHER:STUDENT"),
+        (["--pairs", "wrn16_1:resnet9"], "resnet9"),
+        (["--precision", "16"], "16"),
+        (["--batch", "0"], "--batch"),
+    ],
+)
+def test_wrong_arguments_end_with_a_line(
+    speed: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        speed.parse(arguments)
+    assert stopped.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_script_prints_json() -> None:
+    command = [sys.executable, str(SCRIPT), "--methods", "dfq", "--pairs", ":".join(PAIR), "--precision", "32"]
+    command += ["--batch", "4", "--width", "2", "--repeats", "1", "--baseline"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=SCRIPT.parents[1])
+    report = json.loads(done.stdout)
+    assert {"machine", "versions", "settings", "cases", "baseline"} <= report.keys()
+    assert len(report["cases"]) == 1
+    assert len(report["baseline"]["comparisons"]) == 1
+    assert "float32" in report["baseline"]["description"]
