@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -167,7 +168,7 @@ def test_a_chart_stands_on_its_own():
     assert pictures.INK not in svg
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
-    assert all(name.startswith("a-") for name in ids)
+    assert all(name is not None and name.startswith("a-") for name in ids)
     used = set(re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', svg))
     assert used
     assert {one or other for one, other in used} <= set(ids)
