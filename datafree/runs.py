@@ -182,7 +182,7 @@ class Run:
             state = _read_checkpoint(path)
             if state is not None:
                 return state, warnings
-            warnings.append(f"{path} is torn or corrupt; going back to the one before")
+            warnings.append(f"{path} is torn or corrupt and left aside")
         return None, warnings
 
     def log(self, row: Mapping[str, Any]) -> None:

@@ -171,7 +171,7 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path, damage: 
     assert state is not None
     assert state["step"] == 1
     assert torch.equal(state["x"], torch.arange(3000))
-    assert warnings == [f"{file} is torn or corrupt; going back to the one before"]
+    assert warnings == [f"{file} is torn or corrupt and left aside"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
