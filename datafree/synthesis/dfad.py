@@ -2,8 +2,8 @@
 
     L_G = -mean |s - t|,   L_S = mean |s - t|
 
-Source: Fang et al. 2019, "Data-free adversarial distillation", eqs. 4 and 5; 5 student steps on fresh images to one
-generator step, student in training mode throughout, as in the release.
+Source: Fang et al. 2019, "Data-free adversarial distillation", eqs. 4 and 5; the release takes 5 student steps on fresh
+images to one generator step, student in training mode throughout. Our defaults differ: see docs/methods/dfad.md.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class DFADConfig:
     latent: Latent = 256
     generator: GeneratorName = "auto"
     generator_width: GeneratorWidth = None
-    generator_lr: GeneratorLr = 1e-3
+    generator_lr: GeneratorLr = 2e-3
     student_steps: StudentSteps = 5
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "train"
-    feed: Feed = "fresh"
+    feed: Feed = "bank"
     bank: BankSize = 20_000
-    reset: Reset = 0
+    reset: Reset = 50
 
     def __post_init__(self) -> None:
         not_negative(self, "reset")
@@ -61,7 +61,7 @@ class DFAD:
         "optimizer": "sgd",
         "lr": 0.1,
         "weight_decay": 5e-4,
-        "augment": False,
+        "augment": True,
     }
 
     def __init__(self, setting: Setting, config: DFADConfig) -> None:
