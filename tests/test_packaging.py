@@ -102,6 +102,7 @@ def test_quick_answers_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\n"
         "from datafree.cli import main\n"
+        "status = 0\n"
         "try:\n"
         "    main()\n"
         "except SystemExit as end:\n"
