@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import site
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import torch
 # Two OpenMP threads on busy cores can be many times slower than one. Child processes read the variable.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# Started in the background of a script, Python is told to ignore Ctrl-C, and so would be what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Each test has its own HOME. These two follow HOME by default and must not: matplotlib would search the fonts again
 # in every child process, and a child would lose packages that were installed with `pip install --user`.
