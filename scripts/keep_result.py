@@ -61,7 +61,7 @@ def table() -> str:
         cells = [
             f"{run['teacher']['source']} ({result['teacher']}) → {result['student']}",
             result["data"],
-            result["method"],
+            result["method"] + (", fresh images" if run["method_options"].get("feed") == "fresh" else ""),
             f"{budget}, {result['precision']}",
             f"{result['teacher_accuracy']:.2%}",
             f"**{result['student_accuracy']:.2%}**",
