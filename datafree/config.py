@@ -150,6 +150,10 @@ GeneratorName = Annotated[
     Literal["auto", "small", "large", "dcgan"], "generator; auto takes dcgan from 64 px and small below"
 ]
 GeneratorWidth = Annotated[int | None, "channels of the generator's last map; default: 32, 16 for grey images"]
+Output = Annotated[
+    Literal["sigmoid", "standardised"],
+    "how the generator ends: a sigmoid, or standardised over the batch to the images' mean and spread",
+]
 GeneratorLr = Annotated[float, "Adam's rate for the generator"]
 GeneratorSteps = Annotated[int, "generator steps a round"]
 StudentSteps = Annotated[int, "student steps a round"]
@@ -221,6 +225,9 @@ class TrainConfig(OptimisationConfig, MachineConfig):
     arch: Annotated[str | None, "the teacher's architecture: a name or file.py:function, which runs that file"] = None
     student: Annotated[str | None, "student: a name or file.py:function; default: the next smaller network"] = None
     method: Annotated[str, "synthesis method (datafree list methods)"] = "dfq"
+    source: Annotated[
+        str | None, "instead of a method's images condensed:FOLDER, or both half and half: condensed:FOLDER+METHOD"
+    ] = None
     data: Annotated[str | None, "domain of the images; its test data, if there, serve the last evaluation only"] = None
     shape: Annotated[str | None, "image size CxHxW, such as 3x32x32, where no data set is named"] = None
     classes: Annotated[int | None, "number of classes, where no data set is named"] = None
@@ -257,3 +264,131 @@ class PretrainConfig(OptimisationConfig, MachineConfig):
         OptimisationConfig.__post_init__(self)
         MachineConfig.__post_init__(self)
         positive(self, "checkpoint_every")
+
+
+# Field types that several condensation methods share.
+
+RealBatch = Annotated[int, "real images a class and step"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CondenseConfig(MachineConfig):
+    """`datafree condense`: everything but the method's own hyper-parameters. None: the method's default."""
+
+    data: Annotated[str, "data set to condense (datafree list data, npz:PATH, imagefolder:PATH)"] = "digits"
+    method: Annotated[str, "condensation method (datafree list condensers)"] = "dm"
+    ipc: Annotated[int | None, "images per class; default: 10"] = None
+    images: Annotated[int | None, "images in all, shared out by the classes' sizes; instead of --ipc"] = None
+    allow_fewer: Annotated[bool, "take all images of a class that has fewer than asked for"] = False
+    arch: Annotated[str, "networks to look through: a name or file.py:function; auto: ConvNet by image size"] = "auto"
+    mean: Annotated[Floats | None, "normalisation, one value a channel; default: the data set's"] = None
+    std: Annotated[Floats | None, "normalisation, one value a channel; default: the data set's"] = None
+    init: Annotated[
+        Literal["noise", "real", "herding", "mosaic"] | None,
+        "first images: noise, real ones at random, herding's, or real ones scaled down to fill a --factor",
+    ] = None
+    factor: Annotated[int | None, "multi-formation: each stored image holds factor × factor images"] = None
+    augmentation: Annotated[
+        str | None, "siamese augmentation, such as color_crop_cutout_flip_scale_rotate, or none"
+    ] = None
+    augmentation_mode: Annotated[
+        Literal["single", "all", "idc"] | None,
+        "one family of operations a step (as published), all in turn, or IDC's (one warp, the rest in turn)"
+    ] = None
+    labels: Annotated[
+        Literal["hard", "soft", "learned"] | None,
+        "class numbers, a trained network's logits, or logits that are learned",
+    ] = None
+    nets: Annotated[
+        Literal["fresh", "trained", "reused"] | None,
+        "networks: new at every step, a pool that is trained on the real data, or each new one used several times",
+    ] = None
+    net_pool: Annotated[int | None, "networks in the pool"] = None
+    net_steps: Annotated[int | None, "steps (of training, or of use) after which a network of the pool is renewed"] = (
+        None
+    )
+    zca: Annotated[bool | None, "networks see ZCA-whitened images (colour only)"] = None
+    optimizer: Annotated[Literal["sgd", "adam"] | None, "optimiser of the images"] = None
+    image_lr: Annotated[float | None, "rate for the images, in units of [0, 1] pixels"] = None
+    image_momentum: Annotated[float | None, "SGD's momentum for the images"] = None
+    label_lr: Annotated[float | None, "rate for learned labels (SGD, momentum 0.9)"] = None
+    schedule: Annotated[Literal["cosine", "constant"] | None, "the images' rate over the run"] = None
+    image_ema: Annotated[float, "decay of the images' moving average, which is then the result; 0: off"] = 0.0
+    clip: Annotated[
+        Literal["step", "save"] | None,
+        "bring images back into [0, 1] after every step, or once on saving as releases do",
+    ] = None
+    steps: Annotated[int | None, "steps on the images"] = None
+    budget: Annotated[str | None, "length in wall-clock time, such as 10m, without experts; schedules follow it"] = None
+    checkpoint_every: Annotated[float, "seconds between checkpoints"] = 60.0
+
+    def __post_init__(self) -> None:
+        MachineConfig.__post_init__(self)
+        positive(self, "ipc", "images", "factor", "net_pool", "net_steps", "image_lr", "steps", "checkpoint_every")
+        not_negative(self, "label_lr")
+        share(self, "image_momentum", "image_ema")
+        choice(self, "init", "augmentation_mode", "labels", "nets", "optimizer", "schedule", "clip")
+        if self.ipc is not None and self.images is not None:
+            raise ValueError("--ipc and --images exclude each other: give one")
+        if self.steps is not None and self.budget is not None:
+            raise ValueError("--steps and --budget exclude each other: give one")
+        if self.budget is not None:
+            parse_duration(self.budget)
+
+
+# Trajectories of networks trained on the real data: recorded by `datafree experts`, matched by mtt, tesla and datm.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig(MachineConfig):
+    """`datafree experts`: networks trained on real data, their parameters recorded on the way."""
+
+    data: Annotated[str, "data set (datafree list data, npz:PATH, imagefolder:PATH)"] = "digits"
+    arch: Annotated[str, "network: a name or file.py:function; auto: ConvNet by image size"] = "auto"
+    mean: Annotated[Floats | None, "normalisation, one value a channel; default: the data set's"] = None
+    std: Annotated[Floats | None, "normalisation, one value a channel; default: the data set's"] = None
+    zca: Annotated[bool, "networks see ZCA-whitened images (colour only)"] = False
+    augmentation: Annotated[str, "augmentation as for datafree condense, or none"] = (
+        "color_crop_cutout_flip_scale_rotate"
+    )
+    augmentation_mode: Annotated[Literal["single", "all"], "one family of operations a step, or all in turn"] = "single"
+    count: Annotated[int, "experts"] = 10
+    epochs: Annotated[int, "length of an expert"] = 20
+    images: Annotated[int | None, "images an epoch, drawn without repeats; default: all"] = None
+    every: Annotated[int | None, "steps between two records; default: an epoch's"] = None
+    lr: Annotated[float, "rate of SGD without momentum"] = 0.01
+    batch_size: Annotated[int, "images a step"] = 256
+    rho: Annotated[float, "sharpness-aware steps: the step's length upwards; 0: plain steps"] = 0.0
+
+    def __post_init__(self) -> None:
+        MachineConfig.__post_init__(self)
+        positive(self, "count", "epochs", "images", "every", "lr", "batch_size")
+        not_negative(self, "rho")
+        choice(self, "augmentation_mode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryOptions:
+    """What mtt, tesla and datm have in common. Experts' lengths left open are scaled to the run."""
+
+    inner_steps: Annotated[int, "the student's steps on the set"] = 10
+    batch_synthetic: Annotated[int, "decoded images of a student's step; all, where the set has fewer"] = 100
+    rate: Annotated[float, "the student's rate at the start; its logarithm is learned"] = 0.02
+    experts_per_step: Annotated[int, "experts whose losses are averaged; processes share them"] = 1
+    expert_span: Annotated[int, "records from a student's start to its target"] = 2
+    max_start: Annotated[int | None, "last record a student starts from; default: half of an expert"] = None
+    expert_folder: Annotated[str | None, "experts that datafree experts wrote; default: made or found in the cache"] = (
+        None
+    )
+    experts: Annotated[int | None, "experts that are made, or used of a folder"] = None
+    expert_epochs: Annotated[int | None, "length of an expert"] = None
+    expert_images: Annotated[int | None, "images of an expert's epoch; default: all"] = None
+    expert_every: Annotated[int | None, "an expert's steps between two records"] = None
+    expert_lr: Annotated[float, "the experts' rate (SGD without momentum)"] = 0.01
+    expert_batch: Annotated[int, "images of an expert's step"] = 256
+    expert_rho: Annotated[float, "the experts' sharpness-aware steps: length upwards; 0: plain steps"] = 0.0
+
+    def __post_init__(self) -> None:
+        positive(self, "inner_steps", "batch_synthetic", "rate", "experts_per_step", "expert_span", "experts")
+        positive(self, "expert_epochs", "expert_images", "expert_every", "expert_lr", "expert_batch")
+        not_negative(self, "max_start", "expert_rho")

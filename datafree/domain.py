@@ -23,6 +23,7 @@ class Domain:
     mean, std: one value a channel, in units of [0, 1] images; a network is given (x - mean) / std.
     flip: whether an image's mirror image keeps its label.
     class_names: one name a class, or empty where they are not known.
+    pixel_mean, pixel_std: what the images themselves have, where a network was trained with other constants than these.
 
     Raises ValueError (one line, saying what to do) for values that cannot be.
     """
@@ -34,6 +35,8 @@ class Domain:
     std: tuple[float, ...]
     flip: bool
     class_names: tuple[str, ...] = ()
+    pixel_mean: tuple[float, ...] | None = None
+    pixel_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_shape(self.shape)
@@ -43,8 +46,15 @@ class Domain:
         _check_channels("--std", self.std, self.shape[0])
         if min(self.std) <= 0:
             raise ValueError(f"--std {_text(self.std)}: every value must be greater than 0")
+        for values in (self.pixel_mean, self.pixel_std):
+            assert values is None or len(values) == self.shape[0]
         if self.class_names and len(self.class_names) != self.classes:
             raise ValueError(f"{len(self.class_names)} class names for {self.classes} classes: give one name a class")
+
+    @property
+    def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the images' pixels, as well as they are known: else the normalisation's."""
+        return self.pixel_mean or self.mean, self.pixel_std or self.std
 
 
 def _is_count(value: object) -> bool:
@@ -222,9 +232,13 @@ def make_domain(
             flip=shape[0] == 3 if flip is None else flip,
         )
     size = base.shape if shape is None else (shape[0], shape[1], shape[2])
-    base_mean, base_std = (base.mean, base.std) if size[0] == base.shape[0] else usual_normalisation(size[0])
+    same = size[0] == base.shape[0]
+    base_mean, base_std = (base.mean, base.std) if same else usual_normalisation(size[0])
+    measured = base.name in DOMAINS and same and (mean is not None or std is not None)
     return replace(
         base,
+        pixel_mean=base.mean if measured else None,
+        pixel_std=base.std if measured else None,
         shape=size,
         classes=base.classes if classes is None else classes,
         mean=tuple(base_mean if mean is None else mean),

@@ -184,19 +184,19 @@ BELOW: dict[str, list[tuple[str, Any]]] = {
     "dafl": [
         *((name, -1.0) for name in ("onehot", "balance", "activation", "reset")),
         *((n, 0) for n in ("latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")),
-        *((name, "none") for name in ("generator", "feed")),
+        *((name, "none") for name in ("generator", "output", "feed")),
     ],
     "dfad": [
         ("reset", -1),
         *((n, 0) for n in ("latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")),
-        *((name, "none") for name in ("distance", "generator", "feed", "student_mode")),
+        *((name, "none") for name in ("distance", "generator", "output", "feed", "student_mode")),
     ],
     "dfq": [
         *((name, -1.0) for name in ("adv", "bn", "onehot", "balance", "reset", "warmup", "bn_momentum")),
         *((name, 1.0) for name in ("warmup", "bn_momentum")),
         *((n, 0) for n in ("latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")),
         ("generator_steps", 0),
-        *((name, "none") for name in ("generator", "feed", "student_mode")),
+        *((name, "none") for name in ("generator", "output", "feed", "student_mode")),
     ],
 }
 

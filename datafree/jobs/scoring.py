@@ -117,7 +117,9 @@ def sample(
             f"{source.path} has no generator.safetensors: the run is not finished, or its method has no generator"
         )
     about = _about(file)
-    generator = GENERATORS[about["generator"]](about["latent"], tuple(about["shape"]), about["width"])
+    generator = GENERATORS[about["generator"]](
+        about["latent"], tuple(about["shape"]), about["width"], about["normalisation"]
+    )
     generator.load_state_dict(load_file(file))
     generator.train().to(device)  # batch statistics, as when the student was shown its images
     teacher = run_teacher(source, device).teacher

@@ -21,6 +21,7 @@ from datafree.config import (
     GeneratorName,
     GeneratorWidth,
     Latent,
+    Output,
     Reset,
     StudentSteps,
     SynthesisBatch,
@@ -39,6 +40,7 @@ class DAFLConfig:
     latent: Latent = 512
     generator: GeneratorName = "auto"
     generator_width: GeneratorWidth = None
+    output: Output = "standardised"
     generator_lr: GeneratorLr = 4e-3
     student_steps: StudentSteps = 5
     synthesis_batch: SynthesisBatch = None
@@ -49,7 +51,7 @@ class DAFLConfig:
     def __post_init__(self) -> None:
         not_negative(self, "onehot", "balance", "activation", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")
-        choice(self, "generator", "feed")
+        choice(self, "generator", "output", "feed")
 
 
 class DAFL:

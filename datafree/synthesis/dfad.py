@@ -20,6 +20,7 @@ from datafree.config import (
     GeneratorName,
     GeneratorWidth,
     Latent,
+    Output,
     Reset,
     StudentMode,
     StudentSteps,
@@ -37,6 +38,7 @@ class DFADConfig:
     latent: Latent = 256
     generator: GeneratorName = "auto"
     generator_width: GeneratorWidth = None
+    output: Output = "standardised"
     generator_lr: GeneratorLr = 2e-3
     student_steps: StudentSteps = 5
     synthesis_batch: SynthesisBatch = None
@@ -48,7 +50,7 @@ class DFADConfig:
     def __post_init__(self) -> None:
         not_negative(self, "reset")
         positive(self, "latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")
-        choice(self, "distance", "generator", "student_mode", "feed")
+        choice(self, "distance", "generator", "output", "student_mode", "feed")
 
 
 class DFAD:

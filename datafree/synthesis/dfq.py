@@ -24,6 +24,7 @@ from datafree.config import (
     GeneratorSteps,
     GeneratorWidth,
     Latent,
+    Output,
     Reset,
     StudentMode,
     StudentSteps,
@@ -48,6 +49,7 @@ class DFQConfig:
     latent: Latent = 256
     generator: GeneratorName = "auto"
     generator_width: GeneratorWidth = None
+    output: Output = "sigmoid"
     generator_lr: GeneratorLr = 4e-3
     generator_steps: GeneratorSteps = 5
     student_steps: StudentSteps = 40
@@ -71,7 +73,7 @@ class DFQConfig:
             "synthesis_batch",
         )
         share(self, "bn_momentum", "warmup")
-        choice(self, "generator", "student_mode", "feed")
+        choice(self, "generator", "output", "student_mode", "feed")
 
 
 class DFQ:

@@ -66,6 +66,8 @@ class GeneratorConfig(Protocol):
     @property
     def generator_width(self) -> int | None: ...
     @property
+    def output(self) -> str: ...
+    @property
     def generator_lr(self) -> float: ...
     @property
     def feed(self) -> str: ...
@@ -93,7 +95,9 @@ class Imaging:
         if self.name == "auto":
             self.name = "dcgan" if min(setting.domain.shape[1:]) >= 64 else "small"
         self.width = config.generator_width or (16 if setting.domain.shape[0] == 1 else 32)
-        network = GENERATORS[self.name](config.latent, setting.domain.shape, self.width)
+        domain = setting.domain
+        self.normalisation = domain.pixels if config.output == "standardised" else None
+        network = GENERATORS[self.name](config.latent, domain.shape, self.width, self.normalisation)
         self.generator = synchronise(network.to(setting.device).to(memory_format=torch.channels_last))
         self.optimizer = self._adam()
         self.bank = Bank(config.bank, setting.domain.shape, setting.device) if config.feed == "bank" else None
@@ -154,8 +158,13 @@ class Imaging:
 
     def about(self) -> dict[str, Any]:
         """What is needed to build the generator again."""
-        config, shape = self.config, self.setting.domain.shape
-        return {"generator": self.name, "latent": config.latent, "shape": shape, "width": self.width}
+        return {
+            "generator": self.name,
+            "latent": self.config.latent,
+            "shape": self.setting.domain.shape,
+            "width": self.width,
+            "normalisation": self.normalisation,
+        }
 
     def grown(self) -> dict[str, Tensor]:
         """The generator's weights, or those before the last re-initialisation while the present ones are young."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from datafree.generators import GENERATORS
-from datafree.generators.convolutional import UpsampledConvolution
+from datafree.generators.convolutional import Standardised, UpsampledConvolution
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 24, 40), (1, 8, 8), (3, 64, 64), (3, 65, 33)]
 
@@ -104,6 +105,32 @@ def test_a_generator_equals_its_plain_rewriting(name: str) -> None:
         x = F.leaky_relu(norm(x, f"norms.{block}"), 0.2)
     wanted = torch.sigmoid(F.conv2d(x, state["to_image.weight"], state["to_image.bias"], padding=1))
     torch.testing.assert_close(generator(z), wanted[..., :13, :10], rtol=0, atol=1e-12)
+
+
+def test_standardised_output_is_the_release_and_the_normalisation_undone() -> None:
+    """From the definition in numpy: tanh, each channel to mean 0 and variance 1 (biased), times std, plus mean, cut."""
+    mean, std = (0.1, 0.6), (0.3, 0.2)
+    x = torch.randn(7, 2, 5, 4, dtype=torch.float64)
+    tanh = np.tanh(x.numpy())
+    axes = (0, 2, 3)
+    whitened = (tanh - tanh.mean(axes, keepdims=True)) / np.sqrt(tanh.var(axes, keepdims=True) + 1e-5)
+    wanted = whitened * np.array(std).reshape(1, 2, 1, 1) + np.array(mean).reshape(1, 2, 1, 1)
+    layer = Standardised(mean, std).double()
+    # The constants are kept in single precision.
+    np.testing.assert_allclose(layer(x).numpy(), wanted.clip(0, 1), rtol=0, atol=1e-7)
+    assert (wanted < 0).any(), "some of it is cut"
+
+
+@pytest.mark.parametrize("name", list(GENERATORS))
+def test_standardised_generators_make_images_of_the_given_spread(name: str) -> None:
+    generator = GENERATORS[name](8, (3, 20, 17), 4, ((0.5, 0.4, 0.5), (0.05, 0.1, 0.08)))
+    images = generator(torch.randn(32, 8))
+    assert images.min() >= 0
+    assert images.max() <= 1
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.tensor([0.5, 0.4, 0.5]), rtol=0, atol=0.01)
+    torch.testing.assert_close(images.std((0, 2, 3)), torch.tensor([0.05, 0.1, 0.08]), rtol=0.05, atol=0)
+    images.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in generator.parameters())
 
 
 def test_bf16_autocast_stays_near_float32() -> None:
