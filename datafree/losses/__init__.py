@@ -1,23 +1,51 @@
 """Published terms as pure functions of tensors, one a function, unweighted."""
 
 from datafree.losses.adversarial import decision_mask, disagreement
+from datafree.losses.embeddings import (
+    attention_maps,
+    attention_matching,
+    characteristic_function_distance,
+    class_means,
+    discrimination,
+    layer_alignment,
+    mean_embedding,
+)
+from datafree.losses.gradients import gradient_distance
+from datafree.losses.kernels import kernel_ridge_prediction, kernel_ridge_regression, label_margin
 from datafree.losses.knowledge import CRITERIA, kl, kl_per_sample, l1, mse
-from datafree.losses.priors import activation, class_balance, onehot
+from datafree.losses.priors import activation, class_balance, image_norm, onehot, total_variation
 from datafree.losses.statistics import Statistics, batch_norm_statistics, mix_statistics, update_average
+from datafree.losses.trajectories import normalised_distance, soft_cross_entropy, tesla_image_gradient_vector
 
 __all__ = [
     "CRITERIA",
     "Statistics",
     "activation",
+    "attention_maps",
+    "attention_matching",
     "batch_norm_statistics",
+    "characteristic_function_distance",
     "class_balance",
+    "class_means",
     "decision_mask",
     "disagreement",
+    "discrimination",
+    "gradient_distance",
+    "image_norm",
+    "kernel_ridge_prediction",
+    "kernel_ridge_regression",
     "kl",
     "kl_per_sample",
     "l1",
+    "label_margin",
+    "layer_alignment",
+    "mean_embedding",
     "mix_statistics",
     "mse",
+    "normalised_distance",
     "onehot",
+    "soft_cross_entropy",
+    "tesla_image_gradient_vector",
+    "total_variation",
     "update_average",
 ]

@@ -1,4 +1,4 @@
-"""What natural images do to a trained teacher: confident, balanced decisions and strong features."""
+"""What natural images are like: smooth and bounded, and to a trained teacher decided, balanced and strongly felt."""
 
 from __future__ import annotations
 
@@ -45,3 +45,45 @@ def activation(features: Tensor) -> Tensor:
         features: the teacher's penultimate features, (N, D).
     """
     return -raised(features).abs().mean()
+
+
+def total_variation(images: Tensor, order: str = "l2") -> Tensor:
+    """Roughness: differences to the right, lower, lower right and lower left neighbour. Scalar >= 0, 0 iff constant.
+
+    Args:
+        images: (N, C, H, W), at least 2 x 2 pixels. The releases take it of normalised images, where it is larger:
+            divided by the data's standard deviation.
+        order: "l1" adds the four mean absolute differences, "l2" the four norms over the whole batch, not squared.
+
+    Raises:
+        ValueError: unknown order.
+
+    Source: DeepInversion (Yin et al. 2020), R_TV, as its release computes both.
+    """
+    if order not in ("l1", "l2"):
+        raise ValueError(f"unknown order {order!r}: take l1 or l2")
+    x = raised(images)
+    upper, lower = x[..., :-1, :], x[..., 1:, :]
+    differences = (
+        x[..., 1:] - x[..., :-1],
+        lower - upper,
+        lower[..., 1:] - upper[..., :-1],
+        lower[..., :-1] - upper[..., 1:],
+    )
+    if order == "l1":
+        return torch.stack([d.abs().mean() for d in differences]).sum()
+    return torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
+
+
+def image_norm(images: Tensor, per_image: bool) -> Tensor:
+    """Euclidean norm of the images, not squared. Scalar >= 0.
+
+    Args:
+        images: (N, C, H, W).
+        per_image: the mean of the images' norms (DeepInversion's release on ImageNet), or the norm of the whole batch
+            (its release on CIFAR-10).
+
+    Source: DeepInversion (Yin et al. 2020), R_l2.
+    """
+    norms: Tensor = torch.linalg.vector_norm(raised(images).flatten(1 if per_image else 0), dim=-1)
+    return norms.mean()

@@ -1,4 +1,4 @@
-"""One-hot, class balance, activation: against published code, by hand, and by finite differences."""
+"""Priors on decisions, features and pixels: against published code, by hand, and by finite differences."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from datafree import losses
+from datafree.losses import Statistics
+from datafree.parallel import channel_statistics
 
 PARITY = np.load(Path(__file__).with_name("parity.npz"), allow_pickle=False)
+CONDENSATION = np.load(Path(__file__).with_name("condensation.npz"), allow_pickle=False)
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
@@ -118,3 +122,87 @@ def test_half_types_are_raised(term: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(6, 5).bfloat16()
     assert term(x).dtype == torch.float32
     assert term(x) == term(x.float())
+
+
+SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
+    "tv_l1": lambda x: losses.total_variation(x, "l1"),
+    "tv_l2": lambda x: losses.total_variation(x, "l2"),
+    "l2_mean_per_image": lambda x: losses.image_norm(x, per_image=True),
+    "l2_whole_batch": lambda x: losses.image_norm(x, per_image=False),
+}
+
+
+def smooth(name: str) -> Tensor:
+    return torch.from_numpy(CONDENSATION[f"smooth.{name}"])
+
+
+@pytest.mark.parametrize("name", list(SMOOTH))
+def test_pixel_priors_equal_published_code(name: str) -> None:
+    images = smooth("in_images").requires_grad_()
+    loss = SMOOTH[name](images)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss, smooth(f"out_{name}"), **CLOSE)
+    assert images.grad is not None
+    wanted = smooth(f"grad_{name}_images" if name.startswith("tv") else f"grad_{name}")
+    torch.testing.assert_close(images.grad[:1], wanted, **CLOSE)
+
+
+def test_sre2ls_objective_equals_its_release() -> None:
+    """Cross-entropy, batch-norm term, total variation and norm of the ImageNet script, through its network."""
+    w = {
+        name.removeprefix("sre2l."): torch.from_numpy(CONDENSATION[name])
+        for name in CONDENSATION
+        if name.startswith("sre2l.")
+    }
+    images = w["in_images"].requires_grad_()
+    x, layers = images, []
+    for block in "01":
+        x = F.conv2d(x, w[f"conv{block}.weight"], w[f"conv{block}.bias"], padding=1)
+        remembered = w[f"bn{block}.running_mean"], w[f"bn{block}.running_var"]
+        layers.append(Statistics(*channel_statistics(x), *remembered))
+        x = F.batch_norm(x, *remembered, w[f"bn{block}.weight"], w[f"bn{block}.bias"]).relu()
+    crossed = F.cross_entropy(F.linear(x.mean((2, 3)), w["linear.weight"], w["linear.bias"]), w["in_targets"])
+    remembrance = losses.batch_norm_statistics(layers, float(w["par_first_bn_multiplier"]))
+    cifar = crossed + w["par_r_bn"] * remembrance
+    total = (
+        cifar + w["par_tv_l2"] * losses.total_variation(images) + w["par_l2_scale"] * losses.image_norm(images, True)
+    )
+    total.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(cifar, w["out_cifar_total"], **CLOSE)
+    torch.testing.assert_close(total, w["out_imagenet_total"], **CLOSE)
+    assert images.grad is not None
+    torch.testing.assert_close(images.grad[:1], w["grad_imagenet_images"], **CLOSE)
+
+
+def test_pixel_priors_by_hand() -> None:
+    # Differences of (1, 2; 5, 9): right 1 and 4, down 4 and 7, lower right 8, lower left 3.
+    image = torch.tensor([[1.0, 2.0], [5.0, 9.0]]).view(1, 1, 2, 2)
+    assert losses.total_variation(image, "l1").item() == 2.5 + 5.5 + 8 + 3
+    assert losses.total_variation(image, "l2").item() == pytest.approx(math.sqrt(17) + math.sqrt(65) + 11, rel=1e-6)
+    batch = torch.tensor([3.0, 4.0]).view(2, 1, 1, 1)
+    assert losses.image_norm(batch, per_image=True).item() == 3.5
+    assert losses.image_norm(batch, per_image=False).item() == 5
+
+
+@pytest.mark.parametrize("order", ["l1", "l2"])
+def test_total_variation_of_constant_images_is_zero_with_zero_gradient(order: str) -> None:
+    images = torch.full((2, 3, 4, 4), 0.7, requires_grad=True)
+    loss = losses.total_variation(images, order)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0
+    assert images.grad is not None
+    assert not images.grad.any()
+
+
+@pytest.mark.parametrize("name", list(SMOOTH))
+def test_pixel_priors_by_finite_differences_and_in_half_types(name: str) -> None:
+    images = torch.rand(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(SMOOTH[name], images)
+    half = images.detach().bfloat16()
+    assert SMOOTH[name](half).dtype == torch.float32
+    assert SMOOTH[name](half) == SMOOTH[name](half.float())
+
+
+def test_unknown_order_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown order 'tv': take l1 or l2"):
+        losses.total_variation(torch.rand(1, 1, 2, 2), "tv")
