@@ -13,11 +13,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from datafree.data import Data as Data
     from datafree.data import load_data as load_data
+    from datafree.data.condensed import CondensedSet as CondensedSet
+    from datafree.data.condensed import load_condensed as load_condensed
     from datafree.distillation import distill as distill
     from datafree.domain import DOMAINS as DOMAINS
     from datafree.domain import Domain as Domain
     from datafree.jobs import Result as Result
+    from datafree.jobs import condense as condense
     from datafree.jobs import evaluate as evaluate
+    from datafree.jobs import evaluate_set as evaluate_set
     from datafree.jobs import load_student as load_student
     from datafree.jobs import load_teacher as load_teacher
     from datafree.jobs import pretrain as pretrain
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from datafree.teacher import Teacher as Teacher
 
 _PUBLIC = {
+    "CondensedSet": "datafree.data.condensed",
     "DOMAINS": "datafree.domain",
     "Data": "datafree.data",
     "Domain": "datafree.domain",
@@ -37,8 +42,11 @@ _PUBLIC = {
     "Result": "datafree.jobs",
     "Teacher": "datafree.teacher",
     "build_model": "datafree.models",
+    "condense": "datafree.jobs",
     "distill": "datafree.distillation",
     "evaluate": "datafree.jobs",
+    "evaluate_set": "datafree.jobs",
+    "load_condensed": "datafree.data.condensed",
     "load_data": "datafree.data",
     "load_method": "datafree.synthesis",
     "load_student": "datafree.jobs",

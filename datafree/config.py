@@ -280,6 +280,9 @@ class CondenseConfig(MachineConfig):
     ipc: Annotated[int | None, "images per class; default: 10"] = None
     images: Annotated[int | None, "images in all, shared out by the classes' sizes; instead of --ipc"] = None
     allow_fewer: Annotated[bool, "take all images of a class that has fewer than asked for"] = False
+    validation: Annotated[
+        bool, "leave out the tenth of the training images that `evaluate --validation` tests on, to choose settings"
+    ] = False
     arch: Annotated[str, "networks to look through: a name or file.py:function; auto: ConvNet by image size"] = "auto"
     mean: Annotated[Floats | None, "normalisation, one value a channel; default: the data set's"] = None
     std: Annotated[Floats | None, "normalisation, one value a channel; default: the data set's"] = None
@@ -357,7 +360,7 @@ class ExpertsConfig(MachineConfig):
     images: Annotated[int | None, "images an epoch, drawn without repeats; default: all"] = None
     every: Annotated[int | None, "steps between two records; default: an epoch's"] = None
     lr: Annotated[float, "rate of SGD without momentum"] = 0.01
-    batch_size: Annotated[int, "images a step"] = 256
+    batch_size: Annotated[int, "images a step"] = 64
     rho: Annotated[float, "sharpness-aware steps: the step's length upwards; 0: plain steps"] = 0.0
 
     def __post_init__(self) -> None:
@@ -372,8 +375,8 @@ class TrajectoryOptions:
     """What mtt, tesla and datm have in common. Experts' lengths left open are scaled to the run."""
 
     inner_steps: Annotated[int, "the student's steps on the set"] = 10
-    batch_synthetic: Annotated[int, "decoded images of a student's step; all, where the set has fewer"] = 100
-    rate: Annotated[float, "the student's rate at the start; its logarithm is learned"] = 0.02
+    batch_synthetic: Annotated[int, "decoded images of a student's step; all, where the set has fewer"] = 50
+    rate: Annotated[float, "the student's rate at the start; its logarithm is learned"] = 0.01
     experts_per_step: Annotated[int, "experts whose losses are averaged; processes share them"] = 1
     expert_span: Annotated[int, "records from a student's start to its target"] = 2
     max_start: Annotated[int | None, "last record a student starts from; default: half of an expert"] = None
@@ -385,7 +388,7 @@ class TrajectoryOptions:
     expert_images: Annotated[int | None, "images of an expert's epoch; default: all"] = None
     expert_every: Annotated[int | None, "an expert's steps between two records"] = None
     expert_lr: Annotated[float, "the experts' rate (SGD without momentum)"] = 0.01
-    expert_batch: Annotated[int, "images of an expert's step"] = 256
+    expert_batch: Annotated[int, "images of an expert's step"] = 64
     expert_rho: Annotated[float, "the experts' sharpness-aware steps: length upwards; 0: plain steps"] = 0.0
 
     def __post_init__(self) -> None:

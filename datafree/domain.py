@@ -234,15 +234,16 @@ def make_domain(
     size = base.shape if shape is None else (shape[0], shape[1], shape[2])
     same = size[0] == base.shape[0]
     base_mean, base_std = (base.mean, base.std) if same else usual_normalisation(size[0])
-    measured = base.name in DOMAINS and same and (mean is not None or std is not None)
+    new_mean, new_std = (tuple(base_mean if mean is None else mean), tuple(base_std if std is None else std))
+    other = base.name in DOMAINS and same and (new_mean, new_std) != (base_mean, base_std)
     return replace(
         base,
-        pixel_mean=base.mean if measured else None,
-        pixel_std=base.std if measured else None,
+        pixel_mean=base.mean if other else None,
+        pixel_std=base.std if other else None,
         shape=size,
         classes=base.classes if classes is None else classes,
-        mean=tuple(base_mean if mean is None else mean),
-        std=tuple(base_std if std is None else std),
+        mean=new_mean,
+        std=new_std,
         flip=base.flip if flip is None else flip,
         class_names=base.class_names if classes in (None, base.classes) else (),
     )

@@ -45,12 +45,14 @@ def render_report(run: Path) -> str:
     networks = [_first(teacher.get("arch"), result.get("teacher")), _first(student.get("arch"), result.get("student"))]
     title = " → ".join(_value(name) for name in networks if name is not None) or run.resolve().name
     job = about.get("job", "train")
+    if job == "condense":
+        title = f"{_value(domain.get('name'))} condensed"
     config = _mapping(about.get("config"))
     steps = [int(step) for points in metrics.values() for step, _, _ in points]
     context = {
         "title": title,
         "facts_line": [
-            ("Job", {"train": "data-free distillation", "pretrain": "training with data"}.get(job, _value(job))),
+            ("Job", JOBS.get(job, _value(job))),
             ("Method", _value(_first(result.get("method"), config.get("method")))),
             ("Data", _value(_first(result.get("data"), config.get("data"), domain.get("name")))),
             ("Seed", _value(_first(about.get("seed"), result.get("seed")))),
@@ -64,7 +66,7 @@ def render_report(run: Path) -> str:
         "charts": _charts(metrics, _number(result.get("teacher_accuracy"))),
         "per_class": _per_class(_mapping(result.get("per_class")), _list(domain.get("class_names"))),
         "grids": grids,
-        "networks": _networks(teacher, student, result),
+        "networks": _networks(teacher, student, _mapping(about.get("networks")), result),
         "costs": _labelled(result, COSTS),
         "others": [(key, _value(value)) for key, value in result.items() if key not in PLACED],
         "command": about.get("command"),
@@ -144,7 +146,7 @@ def _charts(metrics: Mapping[str, Points], teacher_accuracy: float | None) -> li
     tests = [key for key in metrics if key.startswith("test/")]
     terms = [key for key in metrics if "/" in key and key not in tests]
     charts: list[dict[str, Any]] = []
-    for key in [*tests, *(k for k in ("agreement",) if k in metrics), *terms, *(k for k in ("lr",) if k in metrics)]:
+    for key in [*tests, *(k for k in ("agreement",) if k in metrics), *terms, *(k for k in ("lr", "rate") if k in metrics)]:
         points = metrics[key]
         if key in tests:
             # By time, for a clock that went back; a run of some minutes reads better in minutes.
@@ -160,7 +162,7 @@ def _charts(metrics: Mapping[str, Points], teacher_accuracy: float | None) -> li
         svg = line_chart(x, y, name=f"chart{len(charts)}", xlabel=xlabel, percent=percent, reference=reference)
         charts.append(
             {
-                "name": {"agreement": "agreement on synthesized images", "lr": "learning rate"}.get(key, key),
+                "name": {"agreement": "agreement on synthesized images", "lr": "learning rate", "rate": "learned inner rate"}.get(key, key),
                 "words": f"first {show(y[0])}, last {show(y[-1])}, lowest {show(min(y))}, highest {show(max(y))}",
                 "reference": None if reference is None else f"dashed: the teacher, {_percent(reference)}",
                 "svg": Markup(svg),  # matplotlib's own markup: no text of the run's is in it
@@ -183,11 +185,11 @@ def _per_class(scores: Mapping[str, Any], names: Sequence[Any]) -> dict[str, Any
 
 
 def _networks(
-    teacher: Mapping[str, Any], student: Mapping[str, Any], result: Mapping[str, Any]
+    teacher: Mapping[str, Any], student: Mapping[str, Any], looked_through: Mapping[str, Any], result: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Whose size is known, and rows of (label, values). What an entry does not say is looked up in the result."""
     columns = {}
-    for who, side in (("teacher", teacher), ("student", student)):
+    for who, side in (("teacher", teacher), ("student", student), ("looked through", looked_through)):
         sizes = [_first(side.get(key), result.get(f"{who}_{key}")) for key in ("parameters", "multiply_adds")]
         if sizes != [None, None]:
             arch = _value(_first(side.get("arch"), result.get(who)))
@@ -290,10 +292,16 @@ RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "agreement": ("Agreement with the teacher", _percent),
     "kl": ("KL divergence from the teacher (nats)", _value),
 }
+JOBS = {"train": "data-free distillation", "pretrain": "training with data", "condense": "condensation"}
 COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "steps": ("Student steps", _count),
+    "steps": ("Steps", _count),
     "rounds": ("Rounds", _count),
     "images": ("Images synthesized", _count),
+    "stored_images": ("Images stored", _count),
+    "stored_floats": ("Floats stored", _count),
+    "decoded_images": ("Images decoded", _count),
+    "label_bytes": ("Labels (bytes)", _count),
+    "preparation_seconds": ("Preparation", _duration),
     "synthesis_seconds": ("Synthesis", _duration),
     "distillation_seconds": ("Distillation", _duration),
     "total_seconds": ("In all", _duration),

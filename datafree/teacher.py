@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from datafree.data.whitening import Whitening
 from datafree.losses.statistics import Statistics
 from datafree.parallel import channel_statistics
 
@@ -39,6 +40,26 @@ class Normalised(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network((images - self.get_buffer("mean")) / self.get_buffer("std"))
+        return logits
+
+
+class Whitened(nn.Module):
+    """A network with ZCA whitening in front instead of the normalisation, so that it takes images in [0, 1].
+
+    Args:
+        network: any module from whitened images (N, C, H, W) to logits (N, classes).
+        whitening: fitted to the training images.
+    """
+
+    def __init__(self, network: nn.Module, whitening: Whitening) -> None:
+        super().__init__()
+        self.network = network
+        for name, tensor in whitening._asdict().items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        whitening = Whitening(*map(self.get_buffer, Whitening._fields))
+        logits: Tensor = self.network(whitening.apply(images))
         return logits
 
 

@@ -104,10 +104,15 @@ def default_batch_size(shape: tuple[int, int, int]) -> int:
     return max(8, min(256, 256 * 32 * 32 // (shape[1] * shape[2])))
 
 
+def cosine(fraction: float) -> float:
+    """From 1 to 0 over the run along half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * fraction))
+
+
 def learning_rate(config: OptimisationConfig, fraction: float) -> float:
     """The factor in [0, 1] on the peak rate after that share of the run."""
     if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * fraction))
+        return cosine(fraction)
     if config.schedule == "multistep":
         return float(0.1 ** sum(fraction >= m for m in config.milestones))
     return 1.0
@@ -189,6 +194,12 @@ class Source(Protocol):
     def terms(self, clock: Clock) -> Mapping[str, Tensor]: ...
 
 
+class Steppable(Protocol):
+    """What takes the steps: a `Trainer`, or the images of a condensed set."""
+
+    def step(self, terms: Mapping[str, Tensor], fraction: float) -> None: ...
+
+
 @dataclass(kw_only=True)
 class Seconds:
     """Where the time of a run went."""
@@ -198,7 +209,7 @@ class Seconds:
 
 
 def run(
-    trainer: Trainer,
+    trainer: Steppable,
     source: Source,
     clock: Clock,
     *,

@@ -157,3 +157,14 @@ def test_domain_imports_the_standard_library_only() -> None:
     code = "import sys, datafree.domain; print(sorted({'torch', 'numpy', 'sklearn'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_images_own_constants_are_kept_beside_a_teachers() -> None:
+    base = DOMAINS["mnist"]
+    assert base.pixels == (base.mean, base.std)
+    other = make_domain(name="mnist", mean=(0.0,), std=(1.0,))
+    assert (other.mean, other.std) == ((0.0,), (1.0,))
+    assert other.pixels == (base.mean, base.std)
+    assert make_domain(name="mnist", mean=base.mean, std=base.std) == base
+    own = make_domain(shape=(1, 28, 28), classes=10, mean=(0.0,), std=(1.0,))
+    assert own.pixels == ((0.0,), (1.0,)), "nothing else is known"

@@ -15,6 +15,7 @@ from datafree import __version__
 
 COMMANDS = {
     "train": ("datafree.cli.train:train", "Distil a teacher into a smaller student, without its data."),
+    "condense": ("datafree.cli.condense:condense", "Condense a real data set into a few synthetic images."),
     "pretrain": ("datafree.cli.pretrain:pretrain", "Train a network on real data: a teacher, or the baseline."),
     "evaluate": ("datafree.cli.evaluate:evaluate", "Test a student: accuracy, agreement with its teacher."),
     "sample": ("datafree.cli.sample:sample", "Write images of a run's generator, with the teacher's soft labels."),
@@ -48,11 +49,12 @@ class Lazy(click.Group):
 @click.version_option(__version__, prog_name="datafree")
 @click.pass_context
 def group(ctx: click.Context) -> None:
-    """Data-free distillation: a student from a teacher alone.
+    """Data-free distillation, a student from a teacher alone; and condensation, few images from many.
 
     \b
     datafree train                          the embedded job, on real digits, in about two minutes
     datafree train --teacher resnet34.pt    your own checkpoint
+    datafree condense --data fashion-mnist  ten synthetic images a class
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -10,30 +11,90 @@ from datafree.cli.display import percent, table
 
 
 @click.command()
-@click.argument("student")
-@click.option("--data", metavar="NAME", help="data whose test split is taken  [default: the student's own]")
-@click.option("--arch", metavar="TEXT", help="the student's architecture, where its file does not say")
+@click.argument("what", required=False)
+@click.option("--data", metavar="NAME", help="data whose test split is taken  [default: the student's or set's own]")
+@click.option("--arch", metavar="TEXT", help="the student's architecture; for a set, networks with commas between")
 @click.option("--teacher", metavar="TEXT", help="measure agreement with this teacher  [default: the run's]")
 @click.option("--teacher-arch", metavar="TEXT", help="the teacher's architecture, where its file does not say")
+@click.option("--protocol", metavar="NAME", help="how networks are trained on a set  [default: default]")
+@click.option("--seeds", type=int, metavar="N", help="networks trained on a set  [default: the protocol's]")
+@click.option("--seed", type=int, default=0, show_default=True, help="seed of every random draw")
+@click.option("--validation", is_flag=True, help="test a set on held-out training images, to choose settings")
+@click.option("--whole", is_flag=True, help="train on all real images too, if that is not in the cache yet")
+@click.option("--images", metavar="FILE", help="somebody else's set: a file with a tensor of images")
+@click.option("--labels", metavar="FILE", help="their class numbers, or soft labels as logits")
+@click.option(
+    "--space", type=click.Choice(["pixel", "normalised"]), default="pixel", show_default=True,
+    help="of --images: [0, 1] pixels, or (x - mean) / std",
+)  # fmt: skip
+@click.option("--mean", metavar="X,X,..", help="of --images: their normalisation  [default: the data's]")
+@click.option("--std", metavar="X,X,..", help="of --images: their normalisation  [default: the data's]")
+@click.option("--set-lr", type=float, metavar="X", help="of --images: the rate that belongs to the set")
+@click.option("--precision", type=click.Choice(["32", "bf16"]), default="32", show_default=True, help="arithmetic")
+@click.option("--threads", type=int, metavar="N", help="CPU threads; default: as many as torch sees")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
 @click.option("--download", is_flag=True, help="allow the data to be downloaded")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-def evaluate(
-    student: str,
-    data: str | None,
-    arch: str | None,
-    teacher: str | None,
-    teacher_arch: str | None,
-    device: str,
-    download: bool,
-    as_json: bool,
-) -> None:
-    """Test STUDENT (a run folder or a file): accuracy, and fidelity to its teacher where that is known."""
+def evaluate(what: str | None, **values: Any) -> None:
+    """Test a student, or train networks on a condensed set and test them.
+
+    WHAT is a student (a run folder or a file): its accuracy, and fidelity to its teacher where that is known.
+
+    Or it is a condensed set (a folder of datafree condense): networks are trained on it from scratch by a --protocol,
+    others on as many random real images, and both are tested. Protocols: default, vico, vico-noaug, mtt, idc, rded,
+    ddranking.
+    """
+    as_json = values.pop("as_json")
+    given = {name: value for name, value in values.items() if value is not None and value is not False}
+    foreign = {"images", "labels"} & set(given)
+    if what is None and not foreign:
+        raise click.UsageError("name a student or a condensed set, or give --images and --labels")
+    if foreign and (what is not None or len(foreign) < 2):
+        raise click.UsageError("--images and --labels go together, without a student or set beside them")
+    for name in ("seeds", "threads"):
+        if values[name] is not None and values[name] < 1:
+            raise ValueError(f"--{name} is {values[name]}: give 1 or more")
+    from datafree import jobs
+    from datafree.jobs.judging import is_condensed
+
+    if values["threads"] is not None:
+        import torch
+
+        torch.set_num_threads(values["threads"])
+    if what is not None and not is_condensed(what):
+        sets_only = {"protocol", "seeds", "validation", "whole", "set_lr", "mean", "std"} & set(given)
+        if sets_only:
+            names = ", ".join("--" + name.replace("_", "-") for name in sorted(sets_only))
+            raise ValueError(f"{what} is no condensed set, and {names} is for sets: leave it out")
+        _student(what, values, as_json)
+        return
+    scores = jobs.evaluate_set(
+        _foreign(values) if what is None else what,
+        values["data"],
+        protocol=values["protocol"] or "default",
+        archs=[name.strip() for name in (values["arch"] or "").split(",") if name.strip()],
+        networks=values["seeds"],
+        seed=values["seed"],
+        validation=values["validation"],
+        whole=values["whole"],
+        teacher=values["teacher"],
+        teacher_arch=values["teacher_arch"],
+        device=values["device"],
+        precision=values["precision"],
+        download=values["download"],
+        say=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        click.echo(json.dumps(scores))
+        return
+    click.echo(table(_rows(scores)))
+
+
+def _student(student: str, values: dict[str, Any], as_json: bool) -> None:
     from datafree import jobs
 
-    scores = jobs.evaluate(
-        student, data, arch=arch, teacher=teacher, teacher_arch=teacher_arch, device=device, download=download
-    )
+    names = ("arch", "teacher", "teacher_arch", "device", "download")
+    scores = jobs.evaluate(student, values["data"], **{name: values[name] for name in names})
     if as_json:
         click.echo(json.dumps(scores))
         return
@@ -42,3 +103,33 @@ def evaluate(
         rows += [("teacher", percent(scores["teacher_accuracy"])), ("agreement", percent(scores["agreement"]))]
         rows += [("KL", f"{scores['kl']:.4f} nats")]
     click.echo(table(rows))
+
+
+def _foreign(values: dict[str, Any]) -> Any:
+    """The set that --images and --labels give."""
+    from datafree.data import data_domain
+    from datafree.domain import make_domain, parse_floats
+    from datafree.jobs.judging import foreign_set
+
+    if values["data"] is None:
+        raise click.UsageError("--images needs --data NAME: the data that the set was made from")
+    mean, std = (parse_floats(values[n], flag=f"--{n}") if values[n] else None for n in ("mean", "std"))
+    domain = make_domain(base=data_domain(values["data"]), mean=mean, std=std)
+    return foreign_set(
+        values["images"], values["labels"], domain=domain, space=values["space"], learning_rate=values["set_lr"]
+    )
+
+
+def _rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("protocol", f"{scores['protocol']}, {scores['networks']} networks, {scores['split']} images")]
+    for arch, each in scores["archs"].items():
+        rows.append((arch, f"{_spread(each, '')}  (random real images: {_spread(each, 'random_')})"))
+    if scores["whole_accuracy"] is not None:
+        rows.append(("all real images", percent(scores["whole_accuracy"])))
+    rows.append(("budget", f"{scores['stored_images']:,} images stored, {scores['decoded_images']:,} decoded"))
+    rows.append(("time", f"{scores['seconds']:.0f} s"))
+    return rows
+
+
+def _spread(each: dict[str, Any], prefix: str) -> str:
+    return f"{100 * each[prefix + 'accuracy_mean']:.2f} ± {100 * each[prefix + 'accuracy_std']:.2f} %"

@@ -1,19 +1,26 @@
 """The public whole jobs: one call each, from a configuration to a written run. They print nothing."""
 
+from datafree.jobs.condensing import Condensed, condense, resume_condense
+from datafree.jobs.judging import evaluate_set, foreign_set
 from datafree.jobs.loading import load_student, load_teacher
 from datafree.jobs.pretraining import pretrain
 from datafree.jobs.scoring import evaluate, sample
 from datafree.jobs.training import Interrupted, Result, dry_run, resume, train
 
 __all__ = [
+    "Condensed",
     "Interrupted",
     "Result",
+    "condense",
     "dry_run",
     "evaluate",
+    "evaluate_set",
+    "foreign_set",
     "load_student",
     "load_teacher",
     "pretrain",
     "resume",
+    "resume_condense",
     "sample",
     "train",
 ]

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from datafree.data import data_domain
+from datafree.data.whitening import Whitening
 from datafree.domain import DOMAINS, Domain, make_domain
 from datafree.models import Loaded, load_model
-from datafree.teacher import Normalised, Teacher
+from datafree.teacher import Normalised, Teacher, Whitened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +102,13 @@ def _on(teacher: Teacher, device: torch.device | str) -> Teacher:
     return teacher
 
 
-def normalised(network: nn.Module, domain: Domain, device: torch.device) -> Normalised:
-    """A student with its entry, on the device, in the memory format that convolutions are fastest in."""
+def normalised(
+    network: nn.Module, domain: Domain, device: torch.device, whitening: Whitening | None = None
+) -> Normalised | Whitened:
+    """A network with its entry, on the device, in the memory format that convolutions are fastest in."""
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if whitening is not None:
+        return Whitened(network, whitening).to(device)
     return Normalised(network, domain.mean, domain.std).to(device)
 
 

@@ -14,13 +14,16 @@ from torch import nn
 
 from datafree.config import TrainConfig, fields_of, replace
 from datafree.data import Data, data_domain, find_data, load_data
+from datafree.data.condensed import CondensedSet, load_condensed
 from datafree.data.sources import split_name
+from datafree.distillation.sources import CondensedImages, Mixed, parse_source
 from datafree.domain import DOMAINS, Domain, parse_shape
 from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.models import build_model, next_smaller
 from datafree.parallel import world_size
 from datafree.synthesis import METHODS, load_method
+from datafree.synthesis.imaging import Setting
 from datafree.training import EPOCH_STEPS, Clock, default_batch_size, make_clock
 
 # Where no length is given: the embedded digits job is short, any other takes half an hour of wall clock.
@@ -42,6 +45,7 @@ class Plan:
     config: TrainConfig
     method: type[Any]
     method_config: Any
+    condensed: CondensedSet | None
     set_by_user: tuple[str, ...]
     teacher: LoadedTeacher
     domain: Domain
@@ -53,6 +57,22 @@ class Plan:
 
     def clock(self) -> Clock:
         return make_clock(self.config, EPOCH_STEPS, {})
+
+    @property
+    def made_by(self) -> str:
+        """Where the student's images come from, for the result."""
+        if self.condensed is None:
+            return self.config.method
+        return "condensed" if self.method is CondensedImages else f"condensed+{self.config.method}"
+
+    def build_method(self, setting: Setting) -> Any:
+        """The method, the condensed set in its place, or both."""
+        if self.condensed is None:
+            return self.method(setting, self.method_config)
+        images = CondensedImages(setting, self.condensed)
+        if self.method is CondensedImages:
+            return images
+        return Mixed(self.method(setting, self.method_config), images)
 
 
 def make_plan(
@@ -70,8 +90,9 @@ def make_plan(
         ValueError: one line that says what to do.
     """
     set_by_user = tuple(f.name for f in fields_of(TrainConfig) if getattr(config, f.name) != f.default) + tuple(options)
-    method = load_method(config.method)
-    method_config = method_options(config.method, method, options)
+    choices: list[str] = []
+    config, method, condensed = _source(config, choices)
+    method_config = method_options("condensed" if method is CondensedImages else config.method, method, options)
     embedded = config.teacher is None
     source = embedded_teacher if config.teacher is None else config.teacher
     assert source is not None
@@ -87,7 +108,9 @@ def make_plan(
         device=device,
     )
     domain = teacher.domain
-    choices = [] if embedded else list(teacher.choices)
+    choices += [] if embedded else list(teacher.choices)
+    if condensed is not None:
+        _check_condensed(condensed, domain, str(config.source))
     warnings: list[str] = []
     student = config.student
     if student is None:
@@ -114,6 +137,7 @@ def make_plan(
         student=_absolute(student),
         teacher=_absolute(config.teacher, is_path=True),
         arch=_absolute(config.arch),
+        source=_absolute_source(config.source),
         mean=domain.mean,
         std=domain.std,
         classes=domain.classes,
@@ -124,6 +148,7 @@ def make_plan(
         config=filled,
         method=method,
         method_config=method_config,
+        condensed=condensed,
         set_by_user=set_by_user,
         teacher=teacher,
         domain=domain,
@@ -133,6 +158,36 @@ def make_plan(
         choices=choices,
         warnings=warnings,
     )
+
+
+def _source(config: TrainConfig, choices: list[str]) -> tuple[TrainConfig, type[Any], CondensedSet | None]:
+    """What --source says: the configuration with its method, the class that makes images, the condensed set."""
+    if config.source is None:
+        return config, load_method(config.method), None
+    path, name = parse_source(config.source)
+    condensed = load_condensed(path)
+    if name is None:
+        choices.append("method: none, the student learns from the condensed set alone")
+        return config, CondensedImages, condensed
+    if config.method not in (name, TrainConfig.method):
+        raise ValueError(f"--method {config.method} and --source ...+{name}: give one method")
+    return dataclasses.replace(config, method=name), load_method(name), condensed
+
+
+def _check_condensed(condensed: CondensedSet, domain: Domain, source: str) -> None:
+    have, want = condensed.domain, domain
+    if have.shape != want.shape or have.classes != want.classes:
+        raise ValueError(
+            f"{source} has {have.classes} classes of {have.shape} images, the teacher takes {want.classes} of "
+            f"{want.shape}: give a set of the teacher's data"
+        )
+
+
+def _absolute_source(source: str | None) -> str | None:
+    if source is None:
+        return None
+    path, method = parse_source(source)
+    return f"condensed:{Path(path).resolve()}" + (f"+{method}" if method else "")
 
 
 def _fit_bank(method_config: Any, options: Mapping[str, Any], domain: Domain, choices: list[str]) -> Any:

@@ -74,7 +74,7 @@ class Session:
             rng=self.rng,
             device=plan.device,
         )
-        self.method = plan.method(self.setting, plan.method_config)
+        self.method = plan.build_method(self.setting)
         self.alternation = Alternation(
             self.method,
             self.setting,
@@ -254,7 +254,7 @@ def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": parallel.world_size(),
         "seed": config.seed,
-        "method": config.method,
+        "method": plan.made_by,
         "teacher": plan.teacher.loaded.arch,
         "student": config.student,
         "data": config.data,

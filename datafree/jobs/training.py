@@ -32,10 +32,10 @@ Show = Callable[[Mapping[str, Any]], None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C: the step was ended and saved. `path` is the run's folder."""
+    """Ctrl-C: the step was ended and saved. `path` is the run's folder, `job` the command that goes on."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"interrupted; go on with: datafree train --resume --out {shlex.quote(str(path))}")
+    def __init__(self, path: Path, job: str = "train") -> None:
+        super().__init__(f"interrupted; go on with: datafree {job} --resume --out {shlex.quote(str(path))}")
         self.path = path
 
 

@@ -30,12 +30,12 @@ def test_cutmix_takes_a_box_and_says_how_large_it_is() -> None:
 
 
 def test_cutmix_boxes_are_as_large_as_the_paper_says() -> None:
-    # The side s = sqrt(u) with u uniform; cut off at the edges a side has s - s^2/4 on average over its centre. The share
-    # of own pixels is 1 - E (s - s^2/4)^2 = 1 - E (u - u^1.5 / 2 + u^2 / 16) = 1 - (1/2 - 1/5 + 1/48).
+    # The side s = sqrt(u) with u uniform; cut off at the edges a side has s - s^2/4 on average over its centre. The
+    # share of own pixels is 1 - E (s - s^2/4)^2 = 1 - E (u - u^1.5 / 2 + u^2 / 16) = 1 - (1/2 - 1/5 + 1/48).
     images, rng = torch.zeros(2, 1, 100, 100), generator()
     shares = torch.tensor([cutmix(images, rng).share for _ in range(1000)])
     assert shares.mean() == pytest.approx(1 - (1 / 2 - 1 / 5 + 1 / 48), abs=0.025)
-    assert shares.min() < 0.05
+    assert shares.min() < 0.2
     assert shares.max() > 0.99
 
 

@@ -1,0 +1,96 @@
+"""`datafree condense`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from datafree.cli.display import Display, table
+from datafree.cli.methods import Kind, MethodCommand, check_resume, read_config, saved_and_given
+from datafree.cli.options import given
+from datafree.condensation import METHODS, method_spec
+from datafree.config import CondenseConfig
+
+KIND = Kind(
+    job="condense",
+    registry=METHODS,
+    spec=method_spec,
+    common=CondenseConfig,
+    sections={
+        "Data and images": (
+            "data", "validation", "ipc", "images", "allow_fewer", "init", "factor", "labels", "mean", "std", "zca",
+        ),
+        "Length": ("steps", "budget"),
+        "Method and networks": ("method", "arch", "nets", "net_pool", "net_steps"),
+        "Images' optimisation": (
+            "augmentation", "augmentation_mode", "optimizer", "image_lr", "image_momentum", "label_lr", "schedule",
+            "image_ema", "clip",
+        ),
+    },
+    flags=[
+        click.Option(["--out"], metavar="DIR", help="folder of the run  [default: a fresh runs/condense-METHOD-N]"),
+        click.Option(["--resume"], is_flag=True, help="go on with the run in --out; takes no other flag"),
+        click.Option(["--config"], metavar="RUN.JSON", help="rerun a saved run; flags beside it override it"),
+        click.Option(["--force"], is_flag=True, help="overwrite the run in --out"),
+        click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors only"),
+    ],
+)  # fmt: skip
+
+
+class CondenseCommand(MethodCommand):
+    """`condense` with the flags of its method."""
+
+    kind = KIND
+
+
+@click.command(cls=CondenseCommand)
+def condense(**values: Any) -> None:
+    """Condense a real data set into a few synthetic images.
+
+    Without --data it condenses scikit-learn's digits. The result is a folder: condensed.safetensors, card.md, pictures
+    and a report. `datafree evaluate FOLDER` scores it; `datafree train --source condensed:FOLDER` distils on it.
+    """
+    _, method_config = click.get_current_context().meta["method"]
+    common, own = given(values, CondenseConfig), given(values, method_config)
+    out, quiet = values["out"], values["quiet"]
+    if values["resume"]:
+        _resume(out, quiet, [*common, *own, *(n for n in ("config", "force") if values[n])])
+        return
+    if values["config"] is not None:
+        saved = read_config(values["config"], KIND)
+        common, own = saved_and_given(saved, (common, own), (("steps", "budget"), ("ipc", "images")))
+    config = CondenseConfig(**common)
+    method_config(**own)  # an impossible value is an error before torch is loaded
+    from datafree import jobs
+
+    with Display(quiet) as display:
+        result = jobs.condense(config, out=out, force=values["force"], say=display.say, show=display.show, **own)
+    _print_result(result, quiet)
+
+
+def _resume(out: str | None, quiet: bool, others: list[str]) -> None:
+    out = check_resume(out, others)
+    read_config(str(Path(out) / "run.json"), KIND)
+    from datafree import jobs
+
+    with Display(quiet) as display:
+        result = jobs.resume_condense(out, say=display.say, show=display.show)
+    _print_result(result, quiet)
+
+
+def _print_result(result: Any, quiet: bool) -> None:
+    if quiet or not result.metrics:
+        return
+    m = result.metrics
+    rows = [
+        ("condensed", f"{m['data']} by {m['method']}, {m['stored_images']:,} images ({m['stored_floats']:,} floats)"),
+        ("decoded", f"{m['decoded_images']:,} images; labels {m['label_bytes']:,} bytes"),
+        ("time", f"{m['total_seconds']:.0f} s for {m['steps']:,} steps, {m['preparation_seconds']:.0f} s before"),
+        ("peak memory", f"{m['peak_rss_mb']:,.0f} MB"),
+        ("set", str(result.path / "condensed.safetensors")),
+        ("report", str(result.path / "report.html")),
+        ("score it", f"datafree evaluate {result.path}"),
+    ]
+    click.echo(table(rows))

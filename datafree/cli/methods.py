@@ -1,0 +1,167 @@
+"""Commands whose flags depend on a method, and the saved configurations that they rerun."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import click
+
+from datafree.cli.options import option, options
+from datafree.config import fields_of, light_config
+
+
+class Kind(NamedTuple):
+    """A kind of job that has methods.
+
+    job: the command's name.
+    registry: the methods and where they stand.
+    spec: where one stands; raises ValueError for an unknown one.
+    common: the configuration beside the methods'.
+    sections: of the help, with the fields that each holds.
+    flags: what no configuration holds.
+    """
+
+    job: str
+    registry: Mapping[str, str]
+    spec: Callable[[str], str]
+    common: Any
+    sections: Mapping[str, tuple[str, ...]]
+    flags: list[click.Parameter]
+
+
+class MethodCommand(click.Command):
+    """Adds the flags of the method that `--method` (or the saved run of `--config`) names.
+
+    What a subclass says: `kind`, see there.
+    """
+
+    kind: ClassVar[Kind]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        name = _peek(args, "--method") or self._saved_method(_peek(args, "--config")) or self.kind.common.method
+        try:
+            config = light_config(self.kind.spec(name))
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx=ctx, param_hint="--method") from error
+        ctx.meta["method"] = (name, config)
+        explicit = any(arg.split("=")[0] == "--method" for arg in args)
+        method_options = [option(field) for field in fields_of(config)]
+        for each in method_options:
+            each.hidden = not explicit
+        self.params = [*options(self.kind.common), *self.kind.flags, *method_options]
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            owners = [
+                n
+                for n, spec in self.kind.registry.items()
+                if error.option_name in {f.flag for f in fields_of(light_config(spec))}
+            ]
+            if owners:
+                message = f"{error.option_name} belongs to --method {' or '.join(owners)}, not to {name}"
+                raise click.UsageError(message, ctx=ctx) from error
+            raise
+
+    def _saved_method(self, path: str | None) -> str | None:
+        if path is None:
+            return None
+        config, _ = read_config(path, self.kind)
+        return str(config.get("method", self.kind.common.method))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        name, config = ctx.meta["method"]
+        sections = {**self.kind.sections, f"Method {name}": tuple(field.name for field in fields_of(config))}
+        named = {each for names in sections.values() for each in names}
+        params = self.get_params(ctx)
+        sections["Run"] = tuple(p.name for p in params if p.name and p.name not in named)
+        for title, names in sections.items():
+            records = [record for p in params if p.name in names and (record := p.get_help_record(ctx)) is not None]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        name, _ = ctx.meta["method"]
+        formatter.write_paragraph()
+        formatter.write_text(
+            f"The methods' own flags: datafree {self.kind.job} --method {name} --help. "
+            f"Methods: {', '.join(self.kind.registry)}."
+        )
+
+
+def _peek(args: list[str], flag: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def read_config(path: str, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and the method's options that a run.json holds; each value of the type its field has.
+
+    Raises:
+        ValueError: it cannot be read, is another job's, or holds what no field takes.
+    """
+    try:
+        about = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items() if v is not None}
+        own = {k: v for k, v in about["method_options"].items() if v is not None}
+        found = about.get("job", "train")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no run.json of datafree {kind.job}: give one that a run wrote") from error
+    if found != kind.job:
+        raise ValueError(f"{path} is of a {found} run: give the run.json of a datafree {kind.job}")
+    _check_saved(path, config, kind.common)
+    _check_saved(path, own, light_config(kind.spec(str(config.get("method", kind.common.method)))))
+    return config, own
+
+
+def saved_and_given(
+    saved: tuple[dict[str, Any], dict[str, Any]],
+    given: tuple[dict[str, Any], dict[str, Any]],
+    alternatives: tuple[tuple[str, ...], ...],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A saved run with flags over it. Of `alternatives`, which exclude each other, a given one ousts a saved one."""
+    (common, own), (new, new_own) = saved, given
+    if "method" in new and new["method"] != common.get("method"):
+        own = {}
+    for names in alternatives:
+        if set(names) & set(new):
+            common = {k: v for k, v in common.items() if k not in names}
+    return {**common, **new}, {**own, **new_own}
+
+
+def check_resume(out: str | None, others: list[str]) -> str:
+    """The folder to go on in; `others` are flags given beside --resume.
+
+    Raises:
+        click.UsageError: no folder, or other flags.
+        ValueError: no run is there.
+    """
+    if out is None:
+        raise click.UsageError("--resume goes on with the run in a folder: name it with --out DIR")
+    if others:
+        raise click.UsageError(
+            f"--resume takes the run as it is: leave out {', '.join('--' + o.replace('_', '-') for o in others)}"
+        )
+    if not (Path(out) / "run.json").is_file():
+        raise ValueError(f"no run in {out} (it has no run.json): start one without --resume")
+    return out
+
+
+def _check_saved(path: str, values: dict[str, Any], config: type) -> None:
+    kinds: dict[str, Any] = {field.name: field.type for field in fields_of(config)}
+    for name, value in values.items():
+        if name not in kinds:
+            raise ValueError(f"{path} holds {name!r}, which {config.__name__} does not know: remove it")
+        wanted = (int, float) if kinds[name] is float else kinds[name]
+        numbers = value if isinstance(value, tuple) else ()
+        if not isinstance(value, wanted) or not all(isinstance(n, int | float) for n in numbers):
+            raise ValueError(f"{path} holds {value!r} for {name!r}: give a {kinds[name].__name__}")

@@ -1,0 +1,168 @@
+"""The condensed set: a few synthetic images with their labels, and the file they are kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datafree.data.formation import decode, decoded_labels
+from datafree.data.whitening import Whitening
+from datafree.domain import Domain
+
+FILE = "condensed.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
+    """A `torch.utils.data.Dataset` of decoded images, float32 (C, H, W) in [0, 1], and labels.
+
+    A label is a class number (int64 scalar), or where labels are soft, probabilities (classes,).
+
+    images: as stored, float32 (M, C, H, W) in [0, 1].
+    labels: int64 (M,), or float logits (M * factor², classes) in the order of the decoded images.
+    domain: what the images are of.
+    factor: multi-formation; each stored image holds factor × factor images (see `formation.decode`).
+    whitening: what networks see instead of the domain's normalisation, if any; the images are not whitened.
+    learning_rate: of SGD on this set, where the method learned one.
+    info: where the set comes from, as plain types.
+
+    Raises ValueError (one line) for images outside [0, 1], labels that do not fit, and other impossible values.
+    """
+
+    images: Tensor
+    labels: Tensor
+    domain: Domain
+    factor: int = 1
+    whitening: Whitening | None = None
+    learning_rate: float | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_images(self.images, self.domain)
+        check_labels(self.labels, len(self.images), self.factor, self.domain)
+
+    @property
+    def soft(self) -> bool:
+        return self.labels.is_floating_point()
+
+    def decoded(self) -> tuple[Tensor, Tensor]:
+        """All images (N, C, H, W) in [0, 1], and class numbers (N,) or probabilities (N, classes)."""
+        images = decode(self.images, self.factor).clamp(0, 1)
+        return images, self.labels.softmax(1) if self.soft else decoded_labels(self.labels, self.factor)
+
+    def __len__(self) -> int:
+        return len(self.images) * self.factor**2
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        index %= len(self)
+        # Decoded images go patch by patch over all stored ones.
+        patch, row = divmod(index, len(self.images))
+        image = decode(self.images[row : row + 1], self.factor)[patch].clamp(0, 1)
+        return image, self.labels[index].softmax(0) if self.soft else self.labels[row]
+
+    def classes(self) -> Tensor:
+        """The class of each decoded image, int64 (N,): the most likely one where labels are soft."""
+        return self.labels.argmax(1) if self.soft else decoded_labels(self.labels, self.factor)
+
+    def budget(self) -> dict[str, int]:
+        """What the set costs: floats stored for images, decoded images, bytes of labels."""
+        return {
+            "stored_floats": self.images.numel(),
+            "stored_images": len(self.images),
+            "decoded_images": len(self),
+            "label_bytes": self.labels.numel() * self.labels.element_size(),
+        }
+
+
+def check_images(images: Tensor, domain: Domain) -> None:
+    """Raises ValueError unless images are float (M, C, H, W) of the domain's size, at least one, in [0, 1]."""
+    want = "x".join(map(str, domain.shape))
+    if images.dim() != 4 or tuple(images.shape[1:]) != domain.shape or not len(images):
+        raise ValueError(f"the images have the shape {tuple(images.shape)}: give (N, C, H, W) of {want} images")
+    if not images.is_floating_point():
+        raise ValueError(f"the images have the type {images.dtype}: give floats in [0, 1]")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"the images go from {low:.3g} to {high:.3g}: give pixels in [0, 1], or name their normalisation"
+        )
+
+
+def check_labels(labels: Tensor, stored: int, factor: int, domain: Domain) -> None:
+    """Raises ValueError unless labels are class numbers (M,) or finite logits (M factor², classes)."""
+    if labels.is_floating_point():
+        wanted: tuple[int, ...] = (stored * factor**2, domain.classes)
+        if tuple(labels.shape) != wanted or not bool(labels.isfinite().all()):
+            raise ValueError(f"soft labels of the shape {tuple(labels.shape)}: give finite logits {wanted}")
+        return
+    if tuple(labels.shape) != (stored,) or labels.dtype != torch.int64:
+        raise ValueError(f"labels of the shape {tuple(labels.shape)}, {labels.dtype}: give int64 ({stored},)")
+    if int(labels.min()) < 0 or int(labels.max()) >= domain.classes:
+        raise ValueError(
+            f"labels from {int(labels.min())} to {int(labels.max())}: the classes go from 0 to {domain.classes - 1}"
+        )
+
+
+def to_bytes(condensed: CondensedSet) -> bytes:
+    """The content of `condensed.safetensors`; `from_file` reads it back bit for bit."""
+    from safetensors.torch import save
+
+    about = {
+        "format": FORMAT,
+        "domain": dataclasses.asdict(condensed.domain),
+        "factor": condensed.factor,
+        "decode": "factor × factor patches, each enlarged to full size bilinearly, patch by patch over all images",
+        "learning_rate": condensed.learning_rate,
+        "info": dict(condensed.info),
+    }
+    tensors = {"images": condensed.images, "labels": condensed.labels}
+    if condensed.whitening is not None:
+        tensors |= {f"whitening.{name}": tensor for name, tensor in condensed.whitening._asdict().items()}
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    return save(plain, metadata={"datafree": json.dumps(about)})
+
+
+def load_condensed(path: str | Path, *, device: str | torch.device = "cpu") -> CondensedSet:
+    """Reads a condensed set: its folder, or the `.safetensors` file itself. No code is executed.
+
+    Raises:
+        ValueError: no condensed set is there, or the file does not hold what it should; one line.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(path)
+    if file.is_dir():
+        file /= FILE
+    if not file.is_file():
+        raise ValueError(f"no condensed set in {path} (no {FILE}): name a folder that datafree condense wrote")
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as archive:
+            about = json.loads((archive.metadata() or {})["datafree"])
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
+        known = about["domain"]
+        domain = Domain(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+        parts = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith("whitening.")}
+        return CondensedSet(
+            images=tensors["images"],
+            labels=tensors["labels"],
+            domain=domain,
+            factor=int(about["factor"]),
+            whitening=Whitening(**parts) if parts else None,
+            learning_rate=about["learning_rate"],
+            info=about["info"],
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{file} is no condensed set ({type(error).__name__}): name one that datafree wrote"
+        ) from error

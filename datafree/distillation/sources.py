@@ -1,0 +1,119 @@
+"""What a student learns from beside a synthesis method's own images: a condensed set, alone or mixed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from datafree.config import StudentSteps
+from datafree.data.augmentation import apply, draw, parse_augmentation
+from datafree.data.condensed import CondensedSet
+from datafree.parallel import shard
+from datafree.synthesis.imaging import Batch, Setting
+
+AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CondensedConfig:
+    """A condensed set has no hyper-parameters of its own."""
+
+    student_steps: StudentSteps = 1
+
+
+class CondensedImages:
+    """Images of a condensed set, drawn with replacement and augmented; stands where a synthesis method stands.
+
+    The teacher labels what it sees, so the set's own labels are not used.
+
+    Args:
+        setting: the run's.
+        condensed: the set.
+    """
+
+    Config = CondensedConfig
+    STUDENT: Mapping[str, Any] = {
+        "criterion": "kl",
+        "temperature": 4.0,
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "augment": True,
+    }
+
+    def __init__(self, setting: Setting, condensed: CondensedSet) -> None:
+        self.setting, self.config = setting, CondensedConfig()
+        self.images = condensed.decoded()[0].to(setting.device)
+        self.augmentation = parse_augmentation(AUGMENTATION, mode="all", flip=setting.domain.flip)
+        self.made = 0
+
+    def update(self) -> dict[str, float]:
+        return {}
+
+    def sample(self, n: int) -> Batch:
+        rng, device = self.setting.rng, self.setting.device
+        rows = torch.randint(len(self.images), (n,), generator=rng, device=device)
+        draws = draw(self.augmentation, n, rng).shard()
+        return Batch(apply(self.images[shard(rows)], draws, self.augmentation).clamp(0, 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class Mixed:
+    """A synthesis method's images with a condensed set's among them: every batch holds both, half and half.
+
+    Args:
+        method: made by its class; rounds, terms and state are its own.
+        condensed: as `CondensedImages` gives it.
+    """
+
+    def __init__(self, method: Any, condensed: CondensedImages) -> None:
+        self.method, self.condensed = method, condensed
+        self.config = method.config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)  # imaging, and whatever else the method shows
+
+    @property
+    def made(self) -> int:
+        made: int = self.method.made
+        return made
+
+    @made.setter
+    def made(self, value: int) -> None:
+        self.method.made = value
+
+    def update(self) -> dict[str, float]:
+        terms: dict[str, float] = self.method.update()
+        return terms
+
+    def sample(self, n: int) -> Batch:
+        theirs = self.method.sample(n - n // 2)
+        return Batch(torch.cat([theirs.images, self.condensed.sample(n // 2).images]))
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.method.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.method.load_state_dict(state)
+
+
+def parse_source(source: str) -> tuple[str, str | None]:
+    """ "condensed:PATH" or "condensed:PATH+METHOD" as path and method.
+
+    Raises:
+        ValueError: anything else.
+    """
+    kind, _, rest = source.partition(":")
+    if kind != "condensed" or not rest:
+        raise ValueError(f"--source {source}: give condensed:PATH, or condensed:PATH+METHOD to mix")
+    path, plus, method = rest.rpartition("+")
+    return (path, method) if plus and method.isidentifier() else (rest, None)

@@ -1,0 +1,306 @@
+"""`evaluate` for condensed sets: networks trained on the set, beside networks trained on as many real images."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datafree.data import Data, load_data, validation_split
+from datafree.data.condensed import FILE, CondensedSet, check_images, load_condensed
+from datafree.data.sources import cache_folder
+from datafree.domain import Domain
+from datafree.evaluation.condensed import class_counts, random_part, score_set
+from datafree.evaluation.protocols import Protocol, named_protocol
+from datafree.evaluation.protocols import arch_for as default_arch
+from datafree.jobs.loading import load_teacher, normalised
+from datafree.jobs.machine import find_device
+from datafree.models import build_model
+from datafree.runs import write_json
+
+ALIASES = {"lenet": "lenet5"}  # the field's short name
+# One network on all real images, for comparison: it is trained once a data set, protocol and network.
+WHOLE_STEPS = 4000
+
+
+def is_condensed(path: str) -> bool:
+    """Whether a path names a condensed set: its folder or its file."""
+    place = Path(path)
+    return (place / FILE).is_file() or place.name == FILE
+
+
+def evaluate_set(
+    source: str | Path | CondensedSet,
+    data: str | Data | None = None,
+    *,
+    protocol: str | Protocol = "default",
+    archs: Sequence[str] = (),
+    networks: int | None = None,
+    seed: int = 0,
+    validation: bool = False,
+    whole: bool = False,
+    teacher: str | None = None,
+    teacher_arch: str | None = None,
+    device: str = "cpu",
+    precision: str = "32",
+    download: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Trains networks on a condensed set and on random real subsets of as many stored images; tests both.
+
+    The random subsets' figures are kept in the cache folder and found again by all they depend on.
+
+    Args:
+        source: a condensed set, or its folder or file.
+        data: the data set whose test split is taken; default: what the set says it was made from.
+        protocol: a name in `evaluation.protocols.PROTOCOLS`, or a protocol.
+        archs: networks to train; default: the protocol's.
+        networks: how many of each; default: the protocol's.
+        seed: of everything random.
+        validation: test on a part of the training data that is held out, for choosing settings. Sets made for that
+            are condensed from the rest: `datafree condense --validation`.
+        whole: train one network on all real images too, unless its figure is in the cache already.
+        teacher: a checkpoint, for protocols that train on a teacher's labels.
+        teacher_arch: its architecture, where its file does not say.
+        device, precision: where and how networks are trained.
+        download: allow the data to be downloaded.
+        say: called with each line worth telling.
+
+    Returns:
+        What `score_set` returns, with "set", "data", "split", "whole_accuracy" (None where it is not known) and the
+        set's budget.
+
+    Raises:
+        ValueError: something a person can mend; one line.
+        FileNotFoundError: the data are not there.
+    """
+    condensed = source if isinstance(source, CondensedSet) else load_condensed(source)
+    place = find_device(device)
+    name = (
+        data.domain.name if isinstance(data, Data) else data or str(condensed.info.get("data", condensed.domain.name))
+    )
+    held = data if isinstance(data, Data) else load_data(name, download=download, device=place)
+    _check_fit(condensed, held.domain, name)
+    if validation:
+        held = validation_split(held)
+    domain = condensed.domain
+    held = dataclasses.replace(held, domain=domain)
+    protocol_object = named_protocol(protocol) if isinstance(protocol, str) else protocol
+    archs = [ALIASES.get(arch, arch) for arch in archs] or [protocol_object.arch]
+    archs = [default_arch(domain) if arch == "auto" else arch for arch in archs]
+    taught = None
+    if teacher is not None:
+        taught = load_teacher(
+            teacher, arch=teacher_arch, shape=domain.shape, classes=domain.classes, device=place
+        ).teacher
+    whitening = condensed.whitening
+
+    def make(arch: str) -> nn.Module:
+        network = build_model(arch, shape=domain.shape, classes=domain.classes)
+        return normalised(network, domain, place, whitening)
+
+    images, labels = condensed.decoded()
+    common: dict[str, Any] = {"networks": networks, "seed": seed, "device": place, "precision": precision}
+    if taught is not None:
+        common["teacher"] = taught
+    result = score_set(
+        images, labels, held, protocol, archs=archs, random=False, lr=condensed.learning_rate, make=make, **common
+    )
+    counts = stored_counts(condensed)
+    for arch in archs:
+        random = _random(held, protocol, arch, counts, result["networks"], make, common, whitening is not None)
+        result["archs"][arch] |= random
+        if arch == archs[0]:
+            result |= random
+    return {
+        "set": str(source) if not isinstance(source, CondensedSet) else None,
+        "data": name,
+        "split": "validation" if validation else "test",
+        **result,
+        "whole_accuracy": _whole(held, archs[0], make, place, precision, compute=whole, say=say),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        **condensed.budget(),
+    }
+
+
+def foreign_set(
+    images: str | Path | Tensor,
+    labels: str | Path | Tensor,
+    *,
+    domain: Domain,
+    space: str = "pixel",
+    learning_rate: float | None = None,
+) -> CondensedSet:
+    """A condensed set of others.
+
+    Args:
+        images: a tensor (N, C, H, W), or a file with one (.pt, .npy, or .safetensors with one tensor).
+        labels: class numbers (N,), or soft labels as logits (N, classes); likewise.
+        domain: what the images are of; its mean and std are undone for `space="normalised"`.
+        space: "pixel" for [0, 1] (uint8 is divided by 255), "normalised" for (x - mean) / std.
+        learning_rate: the set's own, if any.
+
+    Pixels of a normalised set are cut to [0, 1], since it was learned without bounds.
+
+    Raises:
+        ValueError: what the file holds does not fit.
+    """
+    x, y = read_tensor(images), read_tensor(labels)
+    if x.dim() != 4 or tuple(x.shape[1:]) != domain.shape:
+        raise ValueError(f"the images have the shape {tuple(x.shape)}: give (N, C, H, W) of {domain.shape} images")
+    if x.dtype == torch.uint8:
+        x = x.float() / 255
+    if space == "normalised":
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (domain.mean, domain.std))
+        x = (x.float() * std + mean).clamp(0, 1)
+    elif space != "pixel":
+        raise ValueError(f"--space {space}: give pixel or normalised")
+    x = x.float().contiguous()
+    check_images(x, domain)
+    y = y.float() if y.is_floating_point() else y.long()
+    return CondensedSet(images=x, labels=y, domain=domain, learning_rate=learning_rate, info={"method": "foreign"})
+
+
+def read_tensor(source: str | Path | Tensor) -> Tensor:
+    """The tensor that a file holds; no code is executed.
+
+    Raises:
+        ValueError: the file cannot be read or holds something else.
+    """
+    if isinstance(source, Tensor):
+        return source.detach().cpu()
+    path = Path(source)
+    try:
+        held: Any
+        if path.suffix == ".npy":
+            import numpy as np
+
+            held = torch.from_numpy(np.load(path, allow_pickle=False))
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors = load_file(path)
+            held = next(iter(tensors.values())) if len(tensors) == 1 else None
+        else:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there: name a file that holds a tensor") from None
+    except Exception as error:  # whatever a foreign file may hold
+        raise ValueError(
+            f"{path} cannot be read as a tensor ({type(error).__name__}): save one with torch.save"
+        ) from error
+    if not isinstance(held, Tensor):
+        raise ValueError(f"{path} holds {type(held).__name__}, not one tensor: save the tensor alone with torch.save")
+    return held.detach()
+
+
+def stored_counts(condensed: CondensedSet) -> list[int]:
+    """Stored images a class: what a random subset of the same budget has."""
+    if not condensed.soft:
+        return class_counts(condensed.labels, condensed.domain.classes)
+    first = condensed.labels[: len(condensed.images)]
+    known = condensed.info.get("images_per_class")
+    return [int(n) for n in known] if known else class_counts(first, condensed.domain.classes)
+
+
+def _check_fit(condensed: CondensedSet, domain: Domain, name: str) -> None:
+    own = condensed.domain
+    if own.shape != domain.shape or own.classes != domain.classes:
+        raise ValueError(
+            f"the set has {own.classes} classes of {own.shape} images, {name} has {domain.classes} of {domain.shape}: "
+            "give the data it was made from"
+        )
+
+
+def _fingerprint(data: Data) -> str:
+    """Of the tensors' sizes and a thousandth of their content."""
+    digest = hashlib.sha256()
+    for tensor in (data.x_train, data.y_train, data.x_test, data.y_test):
+        if tensor is not None:
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.flatten()[:: max(1, tensor.numel() // 1_000_000)].cpu().numpy().tobytes())
+    digest.update(repr((data.domain.mean, data.domain.std)).encode())
+    return digest.hexdigest()
+
+
+def _cached(kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
+    """A small result by all that it depends on; computed (and kept) where it is not there."""
+    text = json.dumps(key, sort_keys=True, default=str)
+    path = cache_folder() / "scores" / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    try:
+        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]
+        return held
+    except (OSError, ValueError, KeyError):
+        pass
+    if compute is None:
+        return None
+    result = compute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": json.loads(text), "result": result})
+    except (OSError, ValueError):  # a cache that cannot be written is no reason to fail
+        pass
+    return result
+
+
+def _random(
+    data: Data,
+    protocol: str | Protocol,
+    arch: str,
+    counts: list[int],
+    networks: int,
+    make: Callable[[str], nn.Module],
+    common: dict[str, Any],
+    whitened: bool,
+) -> dict[str, Any]:
+    """The random subset's part of `score_set`."""
+
+    def compute() -> dict[str, Any]:
+        return random_part(data, protocol, arch, counts=counts, make=make, **{**common, "networks": networks})
+
+    about = protocol if isinstance(protocol, str) else dataclasses.asdict(protocol)
+    teacher = "teacher" in common
+    key = {
+        "data": _fingerprint(data), "protocol": about, "arch": arch, "counts": counts, "networks": networks,
+        "seed": common["seed"], "precision": common["precision"], "whitened": whitened, "version": 1,
+    }  # fmt: skip
+    found = compute() if teacher or ":" in arch else _cached("random", key, compute)
+    assert found is not None
+    return found
+
+
+def _whole(
+    data: Data,
+    arch: str,
+    make: Callable[[str], nn.Module],
+    device: torch.device,
+    precision: str,
+    *,
+    compute: bool,
+    say: Callable[[str], None],
+) -> float | None:
+    """Accuracy of one network trained on all real images; None where it is not cached and not asked for."""
+    key = {"data": _fingerprint(data), "arch": arch, "steps": WHOLE_STEPS, "precision": precision, "version": 1}
+
+    def train() -> dict[str, Any]:
+        say(f"training {arch} on all of {data.domain.name} for {WHOLE_STEPS:,} steps (kept for later)")
+        assert data.x_train is not None and data.y_train is not None
+        protocol = Protocol(
+            steps=WHOLE_STEPS, batch_size=128, lr=0.02, schedule="cosine", augmentation="crop_flip", mode="all"
+        )
+        scores = score_set(
+            data.x_train, data.y_train, data, protocol, archs=[arch], networks=1, random=False, make=make,
+            device=device, precision=precision,
+        )  # fmt: skip
+        return {"accuracy": scores["accuracy_mean"]}
+
+    found = _cached("whole", key, train if compute else None)
+    return None if found is None else float(found["accuracy"])

@@ -1,0 +1,78 @@
+"""`record_experts`: trajectories of networks trained on real data, recorded ahead of condensing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datafree.condensation.experts import make_recipe, record
+from datafree.config import CondenseConfig, ExpertsConfig, MachineConfig, replace
+from datafree.data import Data
+from datafree.jobs.condensing import condense_plan, make_setting
+from datafree.jobs.machine import prepare
+from datafree.jobs.session import interruptible
+from datafree.training import Clock
+
+
+def record_experts(
+    config: ExpertsConfig | None = None,
+    *,
+    data: Data | None = None,
+    out: str | Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Records experts in `out`, or in the cache, where `condense` finds those of its own recipe. What is there stays.
+
+    Args:
+        config: the experts; or give its fields as keywords.
+        data: the data set, instead of the one that `config.data` names.
+        out: folder of the experts, for `--expert-folder`.
+        say: called with each line worth telling.
+        options: fields of `ExpertsConfig`.
+
+    Returns:
+        folder, experts, records (of each), seconds (of recording them, in all), bytes.
+
+    Raises:
+        ValueError: something a person can mend; one line.
+        FileNotFoundError: the data are not there.
+        KeyboardInterrupt: Ctrl-C; the experts that are finished are kept.
+    """
+    config = replace(config or ExpertsConfig(), options)
+    names = ("data", "arch", "mean", "std", "zca", "augmentation", "augmentation_mode")
+    machine = [f.name for f in dataclasses.fields(MachineConfig)]
+    # What the networks see is settled as for a condensation, so that one finds these experts.
+    shared = CondenseConfig(
+        method="mtt", ipc=1, steps=1, **{name: getattr(config, name) for name in (*names, *machine)}
+    )
+    device = prepare(shared)
+    plan = condense_plan(shared, {}, device, data)
+    for line in plan.choices:
+        say(line)
+    with interruptible() as stop:
+        setting = make_setting(plan, Clock(steps=1), say, stop)
+        recipe = make_recipe(
+            count=config.count,
+            epochs=config.epochs,
+            images=config.images,
+            every=config.every,
+            available=len(setting.real.x),
+            lr=config.lr,
+            batch_size=config.batch_size,
+            rho=config.rho,
+            seed=config.seed,
+        )
+        experts = record(setting, recipe, None if out is None else Path(out))
+    if experts.count < recipe.count:
+        raise KeyboardInterrupt("interrupted; finished experts are kept: the same command goes on")
+    size = sum(file.stat().st_size for file in experts.folder.iterdir())
+    return {
+        "folder": str(experts.folder),
+        "experts": experts.count,
+        "records": experts.records,
+        "seconds": experts.seconds,
+        "bytes": size,
+    }

@@ -1,0 +1,106 @@
+"""The condensed set as files: tensors, a card to read, pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datafree.data.condensed import FILE, CondensedSet, to_bytes
+from datafree.pictures import grid, png_bytes
+from datafree.runs import atomic_write
+
+
+def write_set(folder: Path, condensed: CondensedSet, metrics: Mapping[str, Any]) -> None:
+    """Writes FOLDER/condensed.safetensors, card.md, and images/: a grid, and one PNG an image in class folders.
+
+    `torchvision.datasets.ImageFolder(FOLDER/images)` reads the class folders: their names begin with the class number.
+    """
+    atomic_write(folder / FILE, to_bytes(condensed))
+    atomic_write(folder / "card.md", card(condensed, metrics).encode())
+    images, _ = condensed.decoded()
+    classes = condensed.classes()
+    names = class_folders(condensed)
+    if images.shape[1] in (1, 3):
+        for index, (image, label) in enumerate(zip(images, classes.tolist(), strict=True)):
+            place = folder / "images" / names[label]
+            place.mkdir(parents=True, exist_ok=True)
+            atomic_write(place / f"{index:06d}.png", png_bytes(to_picture(image)))
+    order = torch.argsort(classes, stable=True)[:200]
+    atomic_write(folder / "images" / "grid.png", png_bytes(grid(images[order])))
+
+
+def class_folders(condensed: CondensedSet) -> list[str]:
+    """A folder's name for each class, in the classes' order when sorted."""
+    domain = condensed.domain
+    digits = len(str(domain.classes - 1))
+    names = domain.class_names or ("",) * domain.classes
+    safe = [re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") for name in names]
+    return [f"{i:0{digits}d}" + (f"-{name}" if name and name != str(i) else "") for i, name in enumerate(safe)]
+
+
+def to_picture(image: Tensor) -> Any:
+    """A PIL image of (C, H, W) in [0, 1], of one or three channels; rounded to 8 bits."""
+    from PIL import Image
+
+    pixels = (image * 255).round().to(torch.uint8).numpy()
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def card(condensed: CondensedSet, metrics: Mapping[str, Any]) -> str:
+    """card.md: what the set is, what it costs, how it is used, and what it does not promise."""
+    domain, budget, info = condensed.domain, condensed.budget(), condensed.info
+    shape = "×".join(map(str, domain.shape))
+    labels = "soft (logits; a softmax gives probabilities)" if condensed.soft else "hard (class numbers)"
+    counts = info.get("images_per_class") or []
+    each = str(counts[0]) if counts and len(set(counts)) == 1 else ", ".join(map(str, counts))
+    entry = "ZCA whitening (in the file)" if condensed.whitening else "(x - mean) / std"
+    lines = [
+        f"# Condensed {domain.name}",
+        "",
+        f"{budget['stored_images']} synthetic images of {shape} for {domain.classes} classes, made by "
+        f"`{info.get('method', '?')}` of datafree {info.get('datafree', '?')}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| images a class | {each or '?'} |",
+        f"| stored floats | {budget['stored_floats']:,} |",
+        f"| decoded images | {budget['decoded_images']:,} (factor {condensed.factor}) |",
+        f"| labels | {labels}, {budget['label_bytes']:,} bytes |",
+        f"| networks see | {entry}, mean {_text(domain.mean)}, std {_text(domain.std)} |",
+        f"| learned rate | {condensed.learning_rate if condensed.learning_rate is not None else 'none'} |",
+        f"| looked through | {info.get('arch', '?')} |",
+        f"| steps | {metrics.get('steps', '?')} in {metrics.get('total_seconds', '?')} s |",
+        f"| seed | {info.get('seed', '?')} |",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import datafree",
+        "",
+        'dataset = datafree.load_condensed("FOLDER")  # torch.utils.data.Dataset; images (C, H, W) in [0, 1]',
+        "```",
+        "",
+        "`images/` holds the decoded images as 8-bit PNG for `torchvision.datasets.ImageFolder`; rounding changes them",
+        "a little, and soft labels are in the safetensors file alone.",
+        "",
+        "`datafree evaluate FOLDER --data NAME` scores the set beside a random real subset of the same size.",
+        "",
+        "## Limits",
+        "",
+        "- The images are made for training networks. They need not look like the data.",
+        "- Condensing is no protection of privacy by itself: an image may resemble the records it was made from.",
+    ]
+    if info.get("clip") == "save":
+        lines.append(
+            "- Pixels were brought back into [0, 1] on saving, not during the run, as the emulated release does."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
