@@ -85,7 +85,7 @@ def render() -> str:
     lines = [
         "# Results",
         "",
-        "The data-free rows stand in the [main README](../README.md). This page is of condensed sets. It is rendered by",
+        "The data-free rows stand in the [main README](../README.md). This page is of condensed sets, rendered by",
         "`python scripts/condensation_table.py render` from the JSON files beside it, which hold the runs' manifests.",
         "",
         f"Protocol `{name}`: {networks} networks (ConvNet-3-128 with instance norm),",

@@ -29,6 +29,7 @@ from datafree.data.whitening import Whitening
 from datafree.data.wrapped import from_dataset
 from datafree.domain import Domain, make_domain
 from datafree.evaluation.cost import multiply_adds, parameters
+from datafree.evaluation.protocols import arch_for
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
 from datafree.jobs.session import LOG_SECONDS, PICTURES, interruptible
@@ -102,12 +103,6 @@ class CondensePlan:
     choices: list[str]
 
 
-def default_arch(domain: Domain) -> str:
-    """ConvNet with a block for each halving down to 4 pixels: the field's 3 at 32 px, 4 at 64 px, 5 at 128 px."""
-    side = min(domain.shape[1:])
-    return "convnet5" if side >= 128 else "convnet4" if side >= 64 else "convnet3"
-
-
 def condense_plan(
     config: CondenseConfig, options: Mapping[str, Any], device: torch.device, data: Data | None
 ) -> CondensePlan:
@@ -131,7 +126,7 @@ def condense_plan(
     choices: list[str] = []
     arch = config.arch
     if arch == "auto":
-        arch = default_arch(domain)
+        arch = arch_for(domain)
         choices.append(f"networks: {arch} (by the size of the images; --arch names others)")
     values = {**DEFAULTS, **method.LOOP}
     asked = {name: getattr(config, name) for name in values if getattr(config, name) is not None}

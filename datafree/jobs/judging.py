@@ -17,8 +17,7 @@ from datafree.data.condensed import FILE, CondensedSet, check_images, load_conde
 from datafree.data.sources import cache_folder
 from datafree.domain import Domain
 from datafree.evaluation.condensed import class_counts, random_part, score_set
-from datafree.evaluation.protocols import Protocol, named_protocol
-from datafree.evaluation.protocols import arch_for as default_arch
+from datafree.evaluation.protocols import Protocol, arch_for, named_protocol
 from datafree.jobs.loading import load_teacher, normalised
 from datafree.jobs.machine import find_device
 from datafree.models import build_model
@@ -93,7 +92,7 @@ def evaluate_set(
     held = dataclasses.replace(held, domain=domain)
     protocol_object = named_protocol(protocol) if isinstance(protocol, str) else protocol
     archs = [ALIASES.get(arch, arch) for arch in archs] or [protocol_object.arch]
-    archs = [default_arch(domain) if arch == "auto" else arch for arch in archs]
+    archs = [arch_for(domain) if arch == "auto" else arch for arch in archs]
     taught = None
     if teacher is not None:
         taught = load_teacher(

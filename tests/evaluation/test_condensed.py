@@ -1,0 +1,121 @@
+"""The score of a set, beside real images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datafree.data import Data, load_data, to_float
+from datafree.evaluation.condensed import (
+    class_counts,
+    random_part,
+    random_rows,
+    score_set,
+    summary,
+    without_augmentation,
+)
+from datafree.evaluation.protocols import DSA, PROTOCOLS, Protocol
+
+QUICK = Protocol(steps=10, batch_size=64, lr=0.05, schedule="cosine", networks=2, arch="mlp")
+
+
+def digits() -> tuple[Data, Tensor, Tensor]:
+    data = load_data("digits")
+    assert data.x_train is not None
+    assert data.y_train is not None
+    return data, data.x_train, data.y_train
+
+
+def test_interval_is_students() -> None:
+    # Values 1..5: mean 3, sample deviation sqrt(5/2); Student's t for 4 degrees of freedom, 97.5 %: 2.7764 (tables).
+    result = summary([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert result["accuracy_mean"] == pytest.approx(0.3)
+    assert result["accuracy_std"] == pytest.approx(math.sqrt(2.5) / 10)
+    half = 2.7764 * math.sqrt(2.5) / 10 / math.sqrt(5)
+    assert result["interval_95"] == pytest.approx([0.3 - half, 0.3 + half], abs=1e-5)
+    assert summary([0.4]) == {"accuracies": [0.4], "accuracy_mean": 0.4, "accuracy_std": 0.0, "interval_95": None}
+
+
+def test_random_rows_are_as_many_a_class_and_none_twice() -> None:
+    labels = torch.tensor([2, 0, 0, 2, 1, 0])
+    rows = random_rows(labels, [2, 5, 1], torch.Generator().manual_seed(0))
+    assert labels[rows].tolist() == [0, 0, 1, 2]
+    assert len(set(rows.tolist())) == 4
+    assert class_counts(labels, 4) == [3, 1, 2, 0]
+    assert class_counts(torch.eye(3)[[0, 2, 2]], 3) == [1, 0, 2]
+
+
+def test_more_images_score_better_beside_random_ones() -> None:
+    data, x, y = digits()
+    many = torch.cat([(y == label).nonzero().flatten()[:30] for label in range(10)])
+    result = score_set(to_float(x[many]), y[many], data, replace(QUICK, steps=60), stored=[1] * 10)
+    assert result["accuracy_mean"] > result["random_accuracy_mean"] + 0.1
+    assert result["random_accuracy_mean"] > 0.3
+    assert result["protocol"] == "custom"
+    assert (result["networks"], result["images"], len(result["accuracies"])) == (2, 300, 2)
+    assert result["random_accuracies"][0] != result["random_accuracies"][1]
+    assert result["accuracy_std"] == pytest.approx(np.std(result["accuracies"], ddof=1))
+
+
+def test_real_images_of_a_seed_do_not_depend_on_the_set() -> None:
+    data, _, _ = digits()
+    labels = torch.arange(10)
+    black, white = (torch.full((10, 1, 8, 8), value) for value in (0.0, 1.0))
+    first, second = (score_set(images, labels, data, QUICK) for images in (black, white))
+    assert first["random_accuracies"] == second["random_accuracies"]
+    alone = random_part(data, QUICK, "mlp", counts=[1] * 10)
+    assert alone == {key: value for key, value in first.items() if key.startswith("random_")}
+    third = score_set(black, labels, data, QUICK, seed=1)
+    assert third["random_accuracies"] != first["random_accuracies"]
+    again = score_set(black, labels, data, QUICK)
+    assert again["accuracies"] == first["accuracies"]
+
+
+def test_several_networks() -> None:
+    data, x, y = digits()
+    result = score_set(x[:20], y[:20], data, QUICK, archs=("mlp", "lenet5"), networks=1, random=False)
+    assert list(result["archs"]) == ["mlp", "lenet5"]
+    assert result["arch"] == "mlp"
+    assert result["accuracy_mean"] == result["archs"]["mlp"]["accuracy_mean"]
+    assert "random_accuracy_mean" not in result
+    built: list[str] = []
+
+    def make(arch: str) -> nn.Module:
+        built.append(arch)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    result = score_set(x[:20], y[:20], data, replace(QUICK, arch="auto"), make=make, random=False)
+    assert built == ["convnet3"] * 2
+    assert result["arch"] == "convnet3"
+
+
+def test_soft_labels() -> None:
+    data, x, y = digits()
+    rows = torch.cat([(y == label).nonzero().flatten()[:5] for label in range(10)])
+    soft = 0.9 * torch.eye(10)[y[rows]] + 0.01
+    result = score_set(to_float(x[rows]), soft, data, replace(QUICK, steps=40), random=False)
+    assert result["accuracy_mean"] > 0.5
+
+
+def test_without_augmentation() -> None:
+    plain = without_augmentation(PROTOCOLS["idc"])
+    assert (plain.augmentation, plain.cutmix) == ("none", 0.0)
+    assert replace(plain, augmentation="color_crop_flip_scale_rotate", cutmix=0.5) == PROTOCOLS["idc"]
+    assert PROTOCOLS["vico"].augmentation == DSA
+
+
+def test_what_cannot_be_scored() -> None:
+    data, x, y = digits()
+    with pytest.raises(ValueError, match="give data that fit"):
+        score_set(torch.rand(2, 3, 8, 8), y[:2], data, QUICK)
+    with pytest.raises(ValueError, match="the classes go from 0 to 9"):
+        score_set(to_float(x[:2]), torch.tensor([0, 10]), data, QUICK)
+    with pytest.raises(ValueError, match="give 1 or more"):
+        score_set(to_float(x[:2]), y[:2], data, QUICK, networks=0)
+    with pytest.raises(ValueError, match="no test split"):
+        score_set(to_float(x[:2]), y[:2], replace(data, x_test=None), QUICK)

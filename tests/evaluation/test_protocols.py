@@ -1,0 +1,75 @@
+"""The published schedules, pass by pass."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from torch import nn, optim
+
+from datafree.data.augmentation import parse_augmentation
+from datafree.domain import make_domain
+from datafree.evaluation.protocols import PROTOCOLS, Protocol, arch_for, named_protocol
+
+
+def test_restart_as_the_release_counts_it() -> None:
+    # `for ep in range(Epoch + 1)`; after the pass ep == Epoch // 2 + 1 the rate is a tenth.
+    for epochs in (3, 4, 300, 1000):
+        protocol = Protocol(epochs=epochs, schedule="restart")
+        rate, wanted = 1.0, []
+        for epoch in range(epochs + 1):
+            wanted.append(rate)
+            if epoch == epochs // 2 + 1:
+                rate *= 0.1
+                assert protocol.restarts(10) == epoch
+        assert [protocol.rate(epoch, 10) for epoch in range(protocol.passes(10))] == wanted
+
+
+@pytest.mark.parametrize("epochs", [30, 300, 1000])
+def test_steps_as_torch_makes_them(epochs: int) -> None:
+    protocol = Protocol(epochs=epochs, schedule="steps", milestones=(2 / 3, 5 / 6), decay=0.2)
+    optimizer = optim.SGD(nn.Linear(1, 1).parameters(), 1.0)
+    schedule = optim.lr_scheduler.MultiStepLR(optimizer, [2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
+    for epoch in range(epochs):
+        assert protocol.rate(epoch, 1) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+
+
+def test_cosines() -> None:
+    whole, half = (Protocol(epochs=300, schedule=name) for name in ("cosine", "half-cosine"))
+    assert whole.rate(0, 1) == half.rate(0, 1) == 1
+    assert whole.rate(150, 1) == pytest.approx(0.5)
+    assert half.rate(150, 1) == pytest.approx(0.5 * (1 + math.sqrt(0.5)))
+    assert half.rate(299, 1) == pytest.approx(0.5, abs=0.01)
+
+
+def test_steps_of_the_optimiser_whatever_the_sets_size() -> None:
+    protocol = Protocol(steps=1000, batch_size=128)
+    assert protocol.passes(100) == 1000
+    assert protocol.passes(129) == 500
+    assert protocol.passes(500) == 250
+    assert protocol.passes(1_000_000) == 1
+
+
+def test_every_protocol_can_be_used() -> None:
+    for name, protocol in PROTOCOLS.items():
+        assert named_protocol(name) is protocol
+        assert protocol.note
+        assert parse_augmentation(protocol.augmentation, mode=protocol.mode)
+        if name != "rded":
+            assert protocol.networks >= 5
+
+
+def test_what_cannot_be() -> None:
+    with pytest.raises(ValueError, match="did you mean vico"):
+        named_protocol("vicco")
+    with pytest.raises(ValueError, match="either epochs or steps"):
+        Protocol()
+    with pytest.raises(ValueError, match="the protocol's lr is 0"):
+        Protocol(epochs=1, lr=0)
+
+
+def test_the_convnet_of_the_image_size() -> None:
+    names = {side: arch_for(make_domain(shape=(3, side, side), classes=2)) for side in (8, 32, 64, 128, 224)}
+    assert names == {8: "convnet3", 32: "convnet3", 64: "convnet4", 128: "convnet5", 224: "convnet5"}

@@ -1,0 +1,129 @@
+"""DD-Ranking's scores: on the fraction scale, against the definitions' numbers, and from images to scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datafree.data import load_data, to_float
+from datafree.evaluation.protocols import Protocol
+from datafree.evaluation.ranking import (
+    augmentation_robust_score,
+    hard_label_recovery,
+    improvement_over_random,
+    label_robust_score,
+    rank,
+    scores,
+)
+
+# Derived from the definitions of DD-Ranking (NUS-HPC-AI-Lab/DD-Ranking, commit b8b0966) in float64, not run: the
+# package's own numbers are on the scale of percentages.
+FULL_HARD = [0.8137348328110564, 0.7656466493084921, 0.9256427432439784]
+SYN_HARD = [0.2797832583616658, 0.22008657626327963, 0.16043185663122383]
+SYN_OWN = [0.37276909500062816, 0.3322542914616222, 0.4911094983091255]
+RANDOM_OWN = [0.30348512671310207, 0.48079116502769836, 0.6217396962094535]
+SYN_NOAUG = [0.5980066638864373, 0.317730301435147, 0.27418699766259624]
+RANDOM_NOAUG = [0.43707945876097964, 0.34319405751857257, 0.4118663675558296]
+HLR = [0.5339515744493906, 0.5455600730452125, 0.7652108866127546]
+IOR = [0.06928396828752609, -0.14853687356607614, -0.13063019790032798]
+LRS = [0.1807358777142803, 0.1441845143448175, 0.11533174586105834]
+ARS = [0.3208439804411443, 0.23349081367400965, 0.2155270366426063]
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_scores_equal_the_definitions(i: int) -> None:
+    hlr = hard_label_recovery(FULL_HARD[i], SYN_HARD[i])
+    ior = improvement_over_random(SYN_OWN[i], RANDOM_OWN[i])
+    assert hlr == pytest.approx(HLR[i], rel=1e-9)
+    assert ior == pytest.approx(IOR[i], rel=1e-9)
+    assert label_robust_score(hlr, ior) == pytest.approx(LRS[i], rel=1e-9)
+    ars = augmentation_robust_score(SYN_OWN[i], RANDOM_OWN[i], SYN_NOAUG[i], RANDOM_NOAUG[i])
+    assert ars == pytest.approx(ARS[i], rel=1e-9)
+
+
+def test_bounds_and_weights() -> None:
+    assert label_robust_score(1, -1) == 0
+    assert label_robust_score(-1, 1) == pytest.approx(1)
+    # IOR 20 points, HLR 40: a = -0.1, (e^-0.1 - e^-1) / (e - e^-1).
+    assert label_robust_score(0.4, 0.2) == pytest.approx((math.exp(-0.1) - math.exp(-1)) / (math.e - math.exp(-1)))
+    assert label_robust_score(0.4, 0.2, weight=1) == label_robust_score(-0.2, 0.2)
+    assert augmentation_robust_score(0.5, 0.2, 0.4, 0.4, weight=0) == label_robust_score(0, 0)
+    with pytest.raises(ValueError, match="not percentages"):
+        hard_label_recovery(85.0, 60.0)
+
+
+def test_means_over_runs() -> None:
+    names = ("full_hard", "synthetic_hard", "synthetic", "random", "synthetic_unaugmented", "random_unaugmented")
+    columns = (FULL_HARD, SYN_HARD, SYN_OWN, RANDOM_OWN, SYN_NOAUG, RANDOM_NOAUG)
+    result = scores(dict(zip(names, columns, strict=True)))
+    wanted = {
+        "hard_label_recovery": HLR,
+        "improvement_over_random": IOR,
+        "label_robust_score": LRS,
+        "augmentation_robust_score": ARS,
+    }
+    assert list(result) == [f"{name}_mean" for name in wanted] + [f"{name}_std" for name in wanted]
+    for name, values in wanted.items():
+        assert result[f"{name}_mean"] == pytest.approx(np.mean(values))
+        assert result[f"{name}_std"] == pytest.approx(np.std(values))
+
+
+SHORT = Protocol(steps=8, batch_size=64, networks=2, arch="mlp", augmentation="crop", lr=0.05)
+FULL = [0.95, 0.96]
+
+
+def test_from_images_to_scores(tmp_path: Path) -> None:
+    data = load_data("digits")
+    assert data.x_train is not None
+    assert data.y_train is not None
+    rows = torch.cat([(data.y_train == label).nonzero().flatten()[:2] for label in range(10)])
+    images = to_float(data.x_train[rows])
+    settings: dict[str, Any] = {"protocol": SHORT, "full_accuracies": FULL, "syn_lr": 0.05}
+    result = rank(data, image_tensor=images, **settings)
+    found = result["accuracies"]
+    assert {len(values) for values in found.values()} == {2}
+    assert result["hard_label_recovery_mean"] == pytest.approx(np.mean(FULL) - np.mean(found["synthetic_hard"]))
+    assert 0 < result["label_robust_score_mean"] < 1
+    # Files, a folder a class: the same images and class numbers, hence the same numbers.
+    for i, row in enumerate(rows.tolist()):
+        folder = tmp_path / str(int(data.y_train[row]))
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(data.x_train[row, 0].numpy()).save(folder / f"{i:03}.png")
+    assert rank(data, image_path=tmp_path, **settings) == result
+
+
+def test_soft_labels_are_compared_with_a_teachers() -> None:
+    data = load_data("digits")
+    asked: list[int] = []
+
+    def teacher(images: Tensor) -> Tensor:
+        asked.append(len(images))
+        return torch.zeros(len(images), 10)
+
+    soft = 0.9 * torch.eye(10) + 0.01
+    settings: dict[str, Any] = {"protocol": SHORT, "full_accuracies": FULL[:1], "networks": 1}
+    run: Callable[..., dict[str, Any]] = rank
+    result = run(data, image_tensor=torch.rand(10, 1, 8, 8), soft_labels=soft, teacher=teacher, **settings)
+    assert asked == [10]
+    # A teacher that knows nothing teaches nothing.
+    assert result["accuracies"]["random"][0] < 0.3
+    with pytest.raises(ValueError, match="give a teacher"):
+        run(data, image_tensor=torch.rand(10, 1, 8, 8), soft_labels=soft, **settings)
+
+
+def test_what_cannot_be_ranked() -> None:
+    data = load_data("digits")
+    with pytest.raises(ValueError, match="one of the two"):
+        rank(data)
+    with pytest.raises(ValueError, match="give hard_labels"):
+        rank(data, image_tensor=torch.rand(11, 1, 8, 8))
+    with pytest.raises(ValueError, match="give as many"):
+        rank(data, image_tensor=torch.rand(10, 1, 8, 8), protocol=SHORT, full_accuracies=[0.9], syn_lr=0.05)
