@@ -1,0 +1,58 @@
+"""Condensation: real data sets become small synthetic sets. One file a method.
+
+`METHODS` maps a name to where its class stands, so that listing names imports nothing heavy. There are two kinds:
+
+* objectives, which are minimised step by step: `terms(synthetic)` gives named, weighted terms that are differentiable
+  in the images; `advance(synthetic)` trains inner networks and takes the next expert; `state_dict`/`load_state_dict`
+  hold all that a bit-exact resume needs; `finish(synthetic)`, where there is one, is called once at the end.
+* selections, which are made in one go: `build(counts)` gives images (M, C, H, W) in [0, 1] and labels (M,).
+
+Each has a `Config` with its own hyper-parameters and `LOOP`, its defaults for `CondenseConfig`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+METHODS: dict[str, str] = {
+    "random": "datafree.condensation.subsets:Random",
+    "herding": "datafree.condensation.subsets:Herding",
+    "k-center": "datafree.condensation.subsets:KCenter",
+    "k-means": "datafree.condensation.subsets:KMeans",
+    "mean": "datafree.condensation.subsets:Mean",
+    "dc": "datafree.condensation.dc:DC",
+    "dsa": "datafree.condensation.dc:DSA",
+    "idc": "datafree.condensation.idc:IDC",
+    "dm": "datafree.condensation.dm:DM",
+    "cafe": "datafree.condensation.cafe:CAFE",
+    "datadam": "datafree.condensation.datadam:DataDAM",
+    "ncfm": "datafree.condensation.ncfm:NCFM",
+    "mtt": "datafree.condensation.mtt:MTT",
+    "tesla": "datafree.condensation.mtt:TESLA",
+    "datm": "datafree.condensation.datm:DATM",
+    "frepo": "datafree.condensation.frepo:FRePo",
+    "sre2l": "datafree.condensation.sre2l:SRe2L",
+    "rded": "datafree.condensation.rded:RDED",
+}
+
+
+def method_spec(name: str) -> str:
+    """Where the method of that name stands.
+
+    Raises:
+        ValueError: no such method; names the nearest.
+    """
+    import difflib
+
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"take one of {', '.join(METHODS)}"
+        raise ValueError(f"unknown condensation method {name!r}: {hint}")
+    return METHODS[name]
+
+
+def load_method(name: str) -> type[Any]:
+    module, _, cls = method_spec(name).partition(":")
+    method: type[Any] = getattr(import_module(module), cls)
+    return method
