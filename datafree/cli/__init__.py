@@ -16,6 +16,7 @@ from datafree import __version__
 COMMANDS = {
     "train": ("datafree.cli.train:train", "Distil a teacher into a smaller student, without its data."),
     "condense": ("datafree.cli.condense:condense", "Condense a real data set into a few synthetic images."),
+    "experts": ("datafree.cli.experts:experts", "Record experts: trajectories of networks on real data."),
     "pretrain": ("datafree.cli.pretrain:pretrain", "Train a network on real data: a teacher, or the baseline."),
     "evaluate": ("datafree.cli.evaluate:evaluate", "Test a student: accuracy, agreement with its teacher."),
     "sample": ("datafree.cli.sample:sample", "Write images of a run's generator, with the teacher's soft labels."),

@@ -4,6 +4,7 @@ from datafree.jobs.condensing import Condensed, condense, resume_condense
 from datafree.jobs.judging import evaluate_set, foreign_set
 from datafree.jobs.loading import load_student, load_teacher
 from datafree.jobs.pretraining import pretrain
+from datafree.jobs.recording import record_experts
 from datafree.jobs.scoring import evaluate, sample
 from datafree.jobs.training import Interrupted, Result, dry_run, resume, train
 
@@ -19,6 +20,7 @@ __all__ = [
     "load_student",
     "load_teacher",
     "pretrain",
+    "record_experts",
     "resume",
     "resume_condense",
     "sample",

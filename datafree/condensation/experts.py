@@ -1,0 +1,327 @@
+"""Experts: trajectories of networks trained on the real data, on disk.
+
+An expert is recorded as its first parameters (float32) and how far it has gone from there at each later record
+(float16: an error of 0.05 % of the way). One safetensors file an expert, which carries the checksum of what it holds,
+and an index.json that says what they are of. What is torn or missing is made again; what is there is used again. SGD
+without momentum on augmented batches as MTT's release records them (Cazenavette et al. 2022), or with sharpness-aware
+steps: the gradient is taken at θ + rho g/||g|| (Foret et al. 2021, eq. 2-3).
+
+Networks are trained one after another: torch.func.vmap over four of them took twice as long a network on one core
+(ConvNet-3-128, batches of 64 and 256).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from datafree import parallel
+from datafree.condensation.setting import Setting
+from datafree.condensation.unrolling import Forward, flat, quick
+from datafree.config import TrajectoryOptions
+from datafree.data.tensors import to_float
+from datafree.evaluation.cost import multiply_adds
+from datafree.runs import atomic_write, write_json
+
+FORMAT = 1
+INDEX = "index.json"
+# Operations a second that experts' lengths are scaled with. Fixed, so that equal runs find equal experts.
+SPEED = {"cpu": 1e11}
+FAST = 5e12
+STEP_IMAGES = 500  # what a run whose length is in steps may spend on experts, a step
+RECORDS = 24  # of an expert, where nothing else is said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How experts are made. `count` alone is no part of what they are.
+
+    steps: of an expert, a multiple of `every`, the steps between two records.
+    """
+
+    count: int
+    steps: int
+    every: int
+    lr: float = 0.01
+    batch_size: int = 64
+    rho: float = 0.0
+    seed: int = 0
+
+    def about(self) -> dict[str, Any]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "count"}
+
+
+def make_recipe(
+    *, count: int, epochs: int, images: int | None, every: int | None, available: int, **rest: Any
+) -> Recipe:
+    """A recipe of whole epochs of `images` of the `available` images; a record at each epoch's end, or at `every`."""
+    epoch = math.ceil(min(images or available, available) / rest["batch_size"])
+    every = min(every or epoch, epochs * epoch)
+    return Recipe(count=count, steps=epochs * epoch // every * every, every=every, **rest)
+
+
+def scaled_recipe(setting: Setting, options: TrajectoryOptions) -> Recipe:
+    """The recipe of `options`; what they leave open is chosen so that the experts take about as long as the run."""
+    available, batch = len(setting.real.x), options.expert_batch
+    rest: dict[str, Any] = {"lr": options.expert_lr, "batch_size": batch, "rho": options.expert_rho}
+    if setting.clock.seconds is not None:
+        operations = 6 * multiply_adds(empty_network(setting), setting.domain.shape) * (2 if options.expert_rho else 1)
+        images = setting.clock.seconds * SPEED.get(setting.device.type, FAST) / operations
+    else:
+        images = float(STEP_IMAGES * (setting.clock.steps or 0))
+    total = max(32, int(images / batch))  # steps of all experts
+    count = options.experts or min(100, max(2, int(math.sqrt(total / 20))))
+    epochs, epoch_images = options.expert_epochs, options.expert_images
+    if epochs is not None:
+        count = options.experts or max(
+            2, min(100, total * batch // (epochs * min(epoch_images or available, available)))
+        )
+        return make_recipe(
+            count=count, epochs=epochs, images=epoch_images, every=options.expert_every, available=available, **rest
+        )
+    epoch = math.ceil(min(epoch_images or available, available) / batch)
+    steps = min(total // count, 50 * epoch)
+    # A target is 4 times as far as the student's steps: few images have large gradients, and would overshoot.
+    reach = math.ceil(4 * options.inner_steps * options.rate / (options.expert_lr * options.expert_span))
+    every = options.expert_every or max(reach, min(epoch, steps // RECORDS))
+    return Recipe(count=count, steps=max(steps // every, options.expert_span + 1) * every, every=every, **rest)
+
+
+def empty_network(setting: Setting) -> nn.Module:
+    """A network of the run whose weights do not matter; the global random state stays."""
+    with torch.random.fork_rng():
+        return setting.new_network()
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    """What experts depend on beside the recipe: the data, the network and what it sees."""
+    network = empty_network(setting)
+    if any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in network.modules()):
+        raise ValueError(
+            f"{setting.arch} has batch norm, whose running statistics are no part of a trajectory: "
+            "take a network without, such as --arch convnet3"
+        )
+    domain, whitening = setting.domain, setting.whitening
+    source = Path(setting.arch.rpartition(":")[0])
+    with setting.cast():
+        half = torch.is_autocast_enabled(setting.device.type)
+    return {
+        "data": _hash(setting.real.x, setting.real.y),
+        "network": {
+            "arch": setting.arch,
+            "source": hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source.is_file() else None,
+            "parameters": [list(p.shape) for p in network.parameters()],
+            "mean": list(domain.mean),
+            "std": list(domain.std),
+            "whitening": None if whitening is None else _hash(whitening.matrix),
+        },
+        "augmentation": None if setting.augmentation is None else dataclasses.asdict(setting.augmentation),
+        "precision": "bf16" if half else "32",
+    }
+
+
+def _hash(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+class Experts:
+    """Recorded experts.
+
+    Args:
+        folder: where the files are.
+        key: what their files must bear.
+        count: how many are used.
+        records: of each after the first parameters.
+        seconds: what recording them took, in this call or an earlier one.
+    """
+
+    def __init__(self, folder: Path, key: str, count: int, records: int, seconds: float) -> None:
+        self.folder, self.key, self.count, self.records, self.seconds = folder, key, count, records, seconds
+
+    def at(self, expert: int, *records: int, device: torch.device | str = "cpu") -> list[Tensor]:
+        """An expert's parameters, float32 (P,), at each of the `records` from 0 (the first parameters) on."""
+        from safetensors import safe_open
+
+        with safe_open(shard(self.folder, expert), framework="pt") as file:
+            start, moves = file.get_tensor("start"), file.get_slice("moves")
+            return [(start + moves[r - 1].float() if r else start).to(device) for r in records]
+
+
+def shard(folder: Path, expert: int) -> Path:
+    return folder / f"expert-{expert:04d}.safetensors"
+
+
+def find_experts(setting: Setting, options: TrajectoryOptions) -> Experts:
+    """The experts of a condensation: those of `--expert-folder`, or of the cache, where missing ones are made.
+
+    Raises:
+        ValueError: a network with batch norm; a folder without experts, or with ones of another network or other data.
+    """
+    if options.expert_folder is not None:
+        return open_experts(setting, Path(options.expert_folder), options.experts)
+    return record(setting, scaled_recipe(setting, options))
+
+
+def open_experts(setting: Setting, folder: Path, count: int | None = None) -> Experts:
+    """The experts in a folder, all or the first `count`. Raises ValueError as `find_experts`."""
+    index = _read_index(folder)
+    if index is None:
+        raise ValueError(f"{folder} holds no experts: datafree experts --out {folder} records them")
+    mine = describe(setting)
+    for name, what in (("data", "other data"), ("network", "another network")):
+        theirs = index["about"].get(name)
+        if theirs != mine[name]:
+            hint = (
+                f" ({theirs['arch']}, normalised by {theirs['mean']} and {theirs['std']})" if name == "network" else ""
+            )
+            raise ValueError(f"the experts in {folder} are of {what}{hint}: record some with datafree experts")
+    whole = _whole(folder, index["key"], count)
+    if len(whole) < (count or 1):
+        raise ValueError(f"{folder} holds {len(whole)} whole experts: make more with datafree experts --out {folder}")
+    return Experts(folder, index["key"], len(whole), int(index["records"]), sum(s["seconds"] for s in whole))
+
+
+def record(setting: Setting, recipe: Recipe, folder: Path | None = None) -> Experts:
+    """Records what is missing of a recipe's experts, in `folder` or the cache. Several processes share the work.
+
+    Where a person asks to stop, the experts are fewer than wanted.
+
+    Raises:
+        ValueError: a network with batch norm; the folder holds experts of something else.
+    """
+    about = {**describe(setting), "recipe": recipe.about(), "format": FORMAT}
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    if folder is None:
+        root = setting.cache or Path(parallel.from_first(tempfile.mkdtemp(prefix="datafree-")))
+        folder = root / f"experts-{key}"
+    records = recipe.steps // recipe.every
+    held = _read_index(folder)
+    if held is not None and held["key"] != key:
+        raise ValueError(f"{folder} holds experts of another recipe, network or data: give another --out")
+    missing = [i for i in range(recipe.count) if about_shard(shard(folder, i), key) is None]
+    if missing:
+        size = sum(math.prod(shape) for shape in about["network"]["parameters"])
+        megabytes = len(missing) * size * (4 + 2 * records) / 1e6
+        setting.say(
+            f"experts: {len(missing)} × {recipe.steps} steps on {recipe.batch_size} real images, {records} records "
+            f"each: {megabytes:,.0f} MB in {folder}"
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        if held is None and parallel.rank() == 0:
+            write_json(folder / INDEX, {"key": key, "records": records, "about": about})
+    for index in missing[parallel.rank() :: parallel.world_size()]:
+        if not _record_one(setting, recipe, index, shard(folder, index), key):
+            break
+    parallel.latest(0.0)  # all wait for all
+    whole = _whole(folder, key, recipe.count)
+    return Experts(folder, key, len(whole), records, sum(s["seconds"] for s in whole))
+
+
+def _whole(folder: Path, key: str, most: int | None) -> list[dict[str, Any]]:
+    """What the experts' files say of themselves, from the first on to the first that is missing."""
+    found: list[dict[str, Any]] = []
+    while most is None or len(found) < most:
+        about = about_shard(shard(folder, len(found)), key)
+        if about is None:
+            break
+        found.append(about)
+    return found
+
+
+def _record_one(setting: Setting, recipe: Recipe, index: int, file: Path, key: str) -> bool:
+    """Trains an expert and writes its file; False if a person asked to stop."""
+    from safetensors.torch import save
+
+    begin, (x, y) = time.monotonic(), (setting.real.x, setting.real.y)
+    rng = torch.Generator(setting.device).manual_seed(recipe.seed * 100_003 + index)
+    setting = dataclasses.replace(setting, rng=rng)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed * 100_003 + index)
+        network = setting.new_network().train()
+    forward, batch, parameters = quick(setting).forward, min(recipe.batch_size, len(x)), list(network.parameters())
+    start = flat([p.detach() for p in parameters]).float()
+    moves: list[Tensor] = []
+    right: deque[float] = deque(maxlen=20)
+    order = torch.empty(0, dtype=torch.int64, device=x.device)
+    for step in range(1, recipe.steps + 1):
+        if setting.stopping():
+            return False
+        if len(order) < batch:
+            order = torch.randperm(len(x), generator=rng, device=x.device)
+        rows, order = order[:batch], order[batch:]
+        logits = train_step(forward, network, setting.augment_each(to_float(x[rows])), y[rows], recipe)
+        right.append(float((logits.argmax(1) == y[rows]).float().mean()))
+        if step % recipe.every == 0:
+            moves.append((flat([p.detach() for p in parameters]).float() - start).half().cpu())
+    tensors = {"start": start.cpu(), "moves": torch.stack(moves)}
+    seconds = time.monotonic() - begin
+    about = {"key": key, "crc": _checksum(tensors), "seconds": round(seconds, 2)}
+    atomic_write(file, save(tensors, metadata={"datafree": json.dumps(about)}))
+    setting.say(
+        f"expert {index + 1} of {recipe.count}: {seconds:.0f} s, {sum(right) / len(right):.0%} right at its end"
+    )
+    return True
+
+
+def train_step(forward: Forward, network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    """One step of an expert; returns the logits before it."""
+    parameters: list[Tensor] = list(network.parameters())
+
+    def look() -> tuple[tuple[Tensor, ...], Tensor]:
+        logits = forward(network, images).float()
+        return torch.autograd.grad(F.cross_entropy(logits, labels), parameters), logits.detach()
+
+    gradient, logits = look()
+    if recipe.rho:
+        here = [p.detach().clone() for p in parameters]
+        norm = torch.stack([g.square().sum() for g in gradient]).sum().sqrt()
+        with torch.no_grad():
+            torch._foreach_add_(parameters, gradient, alpha=recipe.rho / (float(norm) + 1e-12))
+        gradient, _ = look()
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, here)
+    with torch.no_grad():
+        torch._foreach_add_(parameters, gradient, alpha=-recipe.lr)
+    return logits
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    return zlib.crc32(tensors["moves"].numpy().data, zlib.crc32(tensors["start"].numpy().data))
+
+
+def about_shard(file: Path, key: str) -> dict[str, Any] | None:
+    """What a whole file of that key says of itself; None where it is missing, torn, or of something else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as archive:
+            about: dict[str, Any] = json.loads((archive.metadata() or {})["datafree"])
+            tensors = {name: archive.get_tensor(name) for name in ("start", "moves")}
+        return about if about["key"] == key and about["crc"] == _checksum(tensors) else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return content if {"key", "records", "about"} <= set(content) else None
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,402 @@
+"""Recorded experts, and the methods that match them, on three easy classes and on digits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datafree import parallel
+from datafree.condensation.datm import DATM, DATMConfig
+from datafree.condensation.experts import (
+    INDEX,
+    Recipe,
+    describe,
+    find_experts,
+    make_recipe,
+    record,
+    scaled_recipe,
+    shard,
+    train_step,
+)
+from datafree.condensation.mtt import MTT, TESLA, MTTConfig, TESLAConfig
+from datafree.condensation.setting import Real, Setting
+from datafree.condensation.synthetic import Synthetic
+from datafree.condensation.unrolling import PLAIN, flat, plain_forward, quick
+from datafree.config import ExpertsConfig, TrajectoryOptions
+from datafree.data.augmentation import parse_augmentation
+from datafree.data.tensors import to_float
+from datafree.domain import Domain
+from datafree.jobs.recording import record_experts
+from datafree.models import build_model
+from datafree.teacher import Normalised
+from datafree.training import Clock
+
+DOMAIN = Domain(name="three", shape=(1, 8, 8), classes=3, mean=(0.4,), std=(0.3,), flip=False)
+RECIPE = Recipe(count=2, steps=6, every=2, lr=0.1, batch_size=20)
+
+
+class Small(nn.Module):
+    def __init__(self, width: int = 5) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, width), nn.Linear(width, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.last(F.softplus(self.first(images.flatten(1))))
+        return logits
+
+
+def make_setting(folder: Path, make: Callable[[], nn.Module] = Small, **changes: Any) -> Setting:
+    rng = torch.Generator().manual_seed(5)
+    y = torch.arange(60) % 3
+    patterns, noise = torch.rand(3, 1, 8, 8, generator=rng), torch.rand(60, 1, 8, 8, generator=rng)
+    x = (patterns[y] * 150 + noise * 100).to(torch.uint8)
+    values: dict[str, Any] = {
+        "real": Real(x, y, 3),
+        "domain": DOMAIN,
+        "new_network": lambda: Normalised(make(), DOMAIN.mean, DOMAIN.std),
+        "arch": "small",
+        "augmentation": None,
+        "rng": torch.Generator().manual_seed(3),
+        "device": torch.device("cpu"),
+        "clock": Clock(steps=5),
+        "cache": folder,
+    }
+    return Setting(**{**values, **changes})
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def tensors(folder: Path) -> list[Tensor]:
+    return [t.clone() for file in sorted(folder.glob("*.safetensors")) for t in load_file(file).values()]
+
+
+# Recording
+
+
+def test_an_expert_is_plain_sgd_on_shuffled_data(tmp_path: Path) -> None:
+    setting = make_setting(tmp_path)
+    experts = record(setting, RECIPE)
+    seed, x, y = 1, setting.real.x, setting.real.y  # that of expert 1
+    torch.manual_seed(seed)
+    network = setting.new_network()
+    rng, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    wanted = [flat([p.detach() for p in network.parameters()])]
+    for step in range(6):
+        if step % 3 == 0:  # 60 images make 3 batches
+            order = torch.randperm(60, generator=rng)
+        rows = order[step % 3 * 20 :][:20]
+        optimizer.zero_grad()
+        F.cross_entropy(network(to_float(x[rows])), y[rows]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if step % 2:
+            wanted.append(flat([p.detach() for p in network.parameters()]))
+    found = experts.at(1, 0, 1, 2, 3)
+    assert (experts.count, experts.records) == (2, 3)
+    torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=0)
+    for mine, theirs in zip(found[1:], wanted[1:], strict=True):
+        # Half precision of the way gone, not of the parameters.
+        assert float((mine - theirs).norm()) < 6e-4 * float((theirs - wanted[0]).norm())
+
+
+def test_a_sharpness_aware_step_takes_the_gradient_uphill() -> None:
+    network, recipe = Small().double(), Recipe(count=1, steps=1, every=1, lr=0.5, rho=0.3)
+    images, labels = torch.rand(7, 1, 8, 8, dtype=torch.float64), torch.arange(7) % 3
+    parameters = list(network.parameters())
+    start = flat([p.detach() for p in parameters])
+
+    def gradient(at: Tensor) -> Tensor:
+        nn.utils.vector_to_parameters(at, parameters)
+        return flat(torch.autograd.grad(F.cross_entropy(network(images), labels), parameters))
+
+    first = gradient(start)
+    wanted = start - 0.5 * gradient(start + 0.3 * first / first.norm())
+    nn.utils.vector_to_parameters(start, parameters)
+    train_step(plain_forward, network, images, labels, recipe)
+    torch.testing.assert_close(flat([p.detach() for p in parameters]), wanted, rtol=1e-6, atol=1e-8)
+
+
+def test_experts_are_found_again_and_what_is_torn_is_made_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    setting = make_setting(tmp_path, say=said.append)
+    state = torch.get_rng_state(), setting.rng.get_state()
+    folder = record(setting, RECIPE).folder
+    assert all(map(torch.equal, state, (torch.get_rng_state(), setting.rng.get_state())))
+    assert "MB" in said[0]
+    assert len(said) == 3
+    first, made = content(folder), tensors(folder)
+    assert record(setting, RECIPE).count == 2
+    assert content(folder) == first
+    assert len(said) == 3
+    torn = bytearray(first["expert-0000.safetensors"])
+    torn[-9] ^= 1  # one bit of the last record
+    for damage in (torn, torn[:200], b""):
+        (folder / "expert-0000.safetensors").write_bytes(damage)
+        record(setting, RECIPE)
+        assert all(map(torch.equal, tensors(folder), made))
+    shard(folder, 1).unlink()
+    more = record(setting, dataclasses.replace(RECIPE, count=3))
+    assert more.count == 3
+    assert more.folder == folder
+    assert all(map(torch.equal, tensors(folder), made))
+
+
+def test_what_experts_depend_on_parts_them(tmp_path: Path) -> None:
+    keys = [record(make_setting(tmp_path), RECIPE).key]
+    for changes in ({"lr": 0.2}, {"rho": 0.1}, {"seed": 1}, {"batch_size": 10}):
+        keys.append(record(make_setting(tmp_path), dataclasses.replace(RECIPE, **changes)).key)
+    keys.append(record(make_setting(tmp_path, augmentation=parse_augmentation("crop")), RECIPE).key)
+    keys.append(record(make_setting(tmp_path, lambda: Small(6)), RECIPE).key)
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_stop_keeps_finished_experts(tmp_path: Path) -> None:
+    asked = [False]
+    setting = make_setting(tmp_path, stopping=lambda: asked[0], say=lambda text: asked.__setitem__(0, "1 of" in text))
+    assert record(setting, RECIPE).count == 1
+    asked[0] = False
+    assert record(make_setting(tmp_path), RECIPE).count == 2
+
+
+def test_two_processes_share_the_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = tensors(record(make_setting(tmp_path / "alone"), RECIPE).folder)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    monkeypatch.setattr(parallel, "latest", lambda value: value)
+    for rank in (1, 0):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        folder = record(make_setting(tmp_path / "two"), dataclasses.replace(RECIPE)).folder
+        if rank == 1:
+            assert not shard(folder, 0).exists()
+    assert all(map(torch.equal, tensors(folder), alone))
+
+
+def test_refusals_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch norm, whose running statistics"):
+        describe(make_setting(tmp_path, lambda: nn.Sequential(nn.BatchNorm2d(1), Small())))
+    folder = record(make_setting(tmp_path), RECIPE, tmp_path / "mine").folder
+    options = MTTConfig(expert_folder=str(folder))
+    assert find_experts(make_setting(tmp_path), options).count == 2
+    with pytest.raises(ValueError, match="another network"):
+        find_experts(make_setting(tmp_path, lambda: Small(6)), options)
+    other = make_setting(tmp_path)
+    other.real.x[0] ^= 1
+    with pytest.raises(ValueError, match="other data"):
+        find_experts(other, options)
+    with pytest.raises(ValueError, match="no experts: datafree experts --out"):
+        find_experts(make_setting(tmp_path), MTTConfig(expert_folder=str(tmp_path / "none")))
+    with pytest.raises(ValueError, match="holds 2 whole experts"):
+        find_experts(make_setting(tmp_path), MTTConfig(expert_folder=str(folder), experts=3))
+    with pytest.raises(ValueError, match="another recipe"):
+        record(make_setting(tmp_path), dataclasses.replace(RECIPE, lr=0.3), folder)
+    with pytest.raises(ValueError, match="too few"):
+        MTT(make_setting(tmp_path), MTTConfig(expert_folder=str(folder), expert_span=4))
+
+
+def test_experts_are_scaled_to_the_run(tmp_path: Path) -> None:
+    short, long = (scaled_recipe(make_setting(tmp_path, clock=Clock(seconds=s)), MTTConfig()) for s in (0.001, 1.0))
+    assert short.count * short.steps < long.count * long.steps
+    assert long == scaled_recipe(make_setting(tmp_path, clock=Clock(seconds=1.0)), MTTConfig())
+    assert long.steps % long.every == 0
+    few = scaled_recipe(make_setting(tmp_path, clock=Clock(steps=2)), MTTConfig(inner_steps=2, expert_batch=32))
+    assert few.count * few.steps < 300
+    asked = MTTConfig(experts=4, expert_epochs=3, expert_images=50, expert_every=2, expert_batch=20, expert_lr=0.3)
+    assert scaled_recipe(make_setting(tmp_path), asked) == Recipe(count=4, steps=8, every=2, lr=0.3, batch_size=20)
+    assert make_recipe(count=1, epochs=2, images=None, every=None, available=60, batch_size=20).every == 3
+
+
+def test_the_quick_passes_are_the_networks_own() -> None:
+    def new_network() -> nn.Module:
+        return Normalised(build_model("convnet3", shape=(1, 8, 8), classes=3), DOMAIN.mean, DOMAIN.std)
+
+    passes = quick(make_setting(Path(), new_network=new_network))
+    network, images = new_network(), torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(passes.forward(network, images), network(images), rtol=1e-4, atol=1e-5)
+    given = network, images, torch.arange(3), [torch.randn_like(p) for p in network.parameters()]
+    torch.testing.assert_close(passes.slope(*given), PLAIN.slope(*given), rtol=1e-4, atol=1e-5)
+
+
+def test_experts_recorded_ahead_are_those_a_condensation_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datafree.jobs.condensing import condense
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = ExpertsConfig(arch="mlp", count=2, epochs=1, images=256, every=1, threads=1)
+    made = record_experts(config)
+    assert made["experts"] == 2
+    assert made["records"] == 4
+    assert made["bytes"] == sum(file.stat().st_size for file in Path(made["folder"]).iterdir())
+    said: list[str] = []
+    options: dict[str, Any] = {
+        "experts": 2,
+        "expert_epochs": 1,
+        "expert_images": 256,
+        "expert_every": 1,
+        "inner_steps": 1,
+    }
+    condense(method="mtt", arch="mlp", steps=1, ipc=1, out=tmp_path / "run", say=said.append, threads=1, **options)
+    assert not any("expert" in line for line in said)
+    index = json.loads((Path(made["folder"]) / INDEX).read_text())
+    assert index["about"]["network"]["arch"] == "mlp"
+
+
+# Matching
+
+SHORT: dict[str, Any] = {"inner_steps": 4, "batch_synthetic": 2, "expert_span": 1, "rate": 0.1, "expert_batch": 20}
+SHORT |= {"experts": 2, "expert_epochs": 2, "expert_every": 2, "expert_lr": 0.1}
+METHODS: list[tuple[type[MTT], type[TrajectoryOptions]]] = [(MTT, MTTConfig), (TESLA, TESLAConfig), (DATM, DATMConfig)]
+
+
+def start(tmp_path: Path, method: type[MTT], config: type[TrajectoryOptions], **changes: Any) -> tuple[MTT, Synthetic]:
+    setting = make_setting(tmp_path, augmentation=parse_augmentation("color_crop_rotate"))
+    objective = method(setting, config(**{**SHORT, **changes}))
+    labels = torch.tensor([0, 1, 2])
+    images = torch.cat([setting.real.of_class(label, 1, torch.Generator().manual_seed(8)) for label in range(3)])
+    logits = objective.first_labels(images, labels) if isinstance(objective, DATM) else None
+    return objective, Synthetic(images, labels, label_logits=logits, learn_labels=True, learning_rate=0.1)
+
+
+def steps(objective: MTT, synthetic: Synthetic, count: int) -> list[float]:
+    held, values = list(synthetic.parameters().values()), []
+    for _ in range(count):
+        total = torch.stack(list(objective.terms(synthetic).values())).sum()
+        for parameter, gradient in zip(held, torch.autograd.grad(total, held), strict=True):
+            parameter.data -= 0.1 * gradient
+        objective.advance(synthetic)
+        objective.setting.clock.step += 1
+        values.append(float(total.detach()))
+    return values
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS)
+def test_resuming_changes_nothing(tmp_path: Path, method: type[MTT], config: type[TrajectoryOptions]) -> None:
+    whole, set_whole = start(tmp_path, method, config)
+    values = steps(whole, set_whole, 5)
+    first, set_first = start(tmp_path, method, config)
+    assert steps(first, set_first, 2) == values[:2]
+    second, set_second = start(tmp_path, method, config)
+    second.load_state_dict(first.state_dict())
+    set_second.load_state_dict(set_first.state_dict())
+    second.setting.rng.set_state(first.setting.rng.get_state())
+    second.setting.clock.step = 2
+    assert steps(second, set_second, 3) == values[2:]
+    assert torch.equal(set_second.images, set_whole.images)
+    assert set_second.log_rate is not None
+    assert set_whole.log_rate is not None
+    assert torch.equal(set_second.log_rate, set_whole.log_rate)
+    with pytest.raises(ValueError, match="not those that the run began with"):
+        second.load_state_dict({"experts": "", "count": 2})
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS)
+def test_gradients_reach_all_that_is_learned(
+    tmp_path: Path, method: type[MTT], config: type[TrajectoryOptions]
+) -> None:
+    changes = {"threshold": 0.0} if method is DATM else {}
+    objective, synthetic = start(tmp_path, method, config, **changes)
+    held = synthetic.parameters()
+    assert set(held) == {"images", "rate"} | ({"labels"} if method is DATM else set())
+    found = torch.autograd.grad(objective.terms(synthetic)["trajectory"], list(held.values()))
+    for gradient in found:
+        assert bool((gradient.reshape(len(gradient) if gradient.dim() else 1, -1).abs().amax(1) > 0).all())
+
+
+def test_tesla_is_mtt_for_one_inner_step(tmp_path: Path) -> None:
+    one = {"inner_steps": 1}
+    mine, theirs = start(tmp_path, MTT, MTTConfig, **one), start(tmp_path, TESLA, TESLAConfig, **one)
+    assert steps(*mine, 3) == steps(*theirs, 3)
+    assert torch.equal(mine[1].images, theirs[1].images)
+
+
+def test_two_processes_share_a_steps_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(rank: int, world: int) -> tuple[Tensor, Tensor]:
+        monkeypatch.setattr(parallel, "world_size", lambda: world)
+        monkeypatch.setattr(parallel, "rank", lambda: rank)
+        objective, synthetic = start(tmp_path, MTT, MTTConfig, experts_per_step=3)
+        term = objective.terms(synthetic)["trajectory"]
+        return term.detach(), torch.autograd.grad(term, synthetic.images)[0]
+
+    monkeypatch.setattr(parallel, "latest", lambda value: value)
+    alone, parts = one(0, 1), [one(rank, 2) for rank in (0, 1)]
+    torch.testing.assert_close(parts[0][0] + parts[1][0], alone[0])
+    torch.testing.assert_close(parts[0][1] + parts[1][1], alone[1])
+    assert float(one(3, 4)[0]) == 0.0  # more processes than experts
+
+
+def test_the_window_grows_to_its_end(tmp_path: Path) -> None:
+    changes = {"expert_epochs": 7, "max_start": 8, "first_max_start": 2, "min_start": 1, "expansion_end": 0.5}
+    objective, _ = start(tmp_path, DATM, DATMConfig, **changes)
+    objective.setting.clock = clock = Clock(steps=12)
+    seen = []
+    for clock.step in range(13):
+        seen.append(objective.starts())
+    assert seen == [(1, high) for high in (2, 3, 4, 5, 6, 7, *[8] * 7)]
+    with pytest.raises(ValueError, match="last start, which is 8"):
+        start(tmp_path, DATM, DATMConfig, **{**changes, "min_start": 9})
+
+
+def test_a_student_led_astray_moves_the_rate_alone(tmp_path: Path) -> None:
+    objective, synthetic = start(tmp_path, DATM, DATMConfig, threshold=1e-6)
+    held = synthetic.parameters()
+    found = torch.autograd.grad(objective.terms(synthetic)["trajectory"], list(held.values()))
+    moved = {name: bool(gradient.abs().amax() > 0) for name, gradient in zip(held, found, strict=True)}
+    assert moved == {"images": False, "labels": False, "rate": True}
+
+
+def test_first_labels_are_the_experts_logits_with_the_right_class_first(tmp_path: Path) -> None:
+    objective, _ = start(tmp_path, DATM, DATMConfig, expert_epochs=6)
+    assert isinstance(objective, DATM)
+    real = objective.setting.real
+    images, labels = to_float(real.x), real.y.clone()
+    labels[:10] = (labels[:10] + 1) % 3  # the experts know better
+    logits, judged = objective.first_labels(images, labels), objective.judge(images)
+    right = judged.argmax(1) == labels
+    assert right.tolist() == [False] * 10 + [True] * 50
+    assert bool((logits.argmax(1) == labels).all())
+    assert torch.equal(logits[right], judged[right])
+    assert torch.equal(logits.sort(1).values, judged.sort(1).values)
+    real.rows[1] = torch.cat([real.rows[0][:9], real.rows[1][:4]])
+    chosen, classes = objective.first_images([2, 4, 3])
+    assert classes.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2]
+    assert bool((objective.judge(chosen).argmax(1) == classes).all())
+    assert {tuple(map(float, i.flatten())) for i in chosen} <= {tuple(map(float, i.flatten())) for i in images}
+
+
+def test_the_command_says_what_it_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from datafree.cli.experts import experts
+
+    arguments = ["--arch", "mlp", "--count", "1", "--epochs", "2", "--images", "128", "--out", str(tmp_path / "mine")]
+    experts.main([*arguments, "--threads", "1"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "1, 2 records each" in shown
+    assert str(tmp_path / "mine") in shown
+    assert shard(tmp_path / "mine", 0).exists()
+
+
+def test_learning_the_set_brings_students_nearer_to_the_expert(tmp_path: Path) -> None:
+    """Of images that start as grey noise: all that is learned is learned from the trajectory."""
+    setting = make_setting(tmp_path)
+    options = {**SHORT, "experts": 1, "expert_span": 3, "max_start": 0, "inner_steps": 6, "batch_synthetic": 3}
+    objective = MTT(setting, MTTConfig(**options))
+    images = 0.5 + 0.1 * torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    synthetic = Synthetic(images, torch.arange(3), learning_rate=0.1)
+    optimizer = torch.optim.Adam(synthetic.parameters().values(), 0.03)
+    values = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = objective.terms(synthetic)["trajectory"]
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        synthetic.project()
+        values.append(float(loss.detach()))
+    assert values[-1] < 0.5 * values[0]
+    assert values[-1] < 0.5
