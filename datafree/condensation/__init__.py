@@ -4,7 +4,8 @@
 
 * objectives, which are minimised step by step: `terms(synthetic)` gives named, weighted terms that are differentiable
   in the images; `advance(synthetic)` trains inner networks and takes the next expert; `state_dict`/`load_state_dict`
-  hold all that a bit-exact resume needs; `finish(synthetic)`, where there is one, is called once at the end.
+  hold all that a bit-exact resume needs. Where there are such, `first_images(counts)` gives the real images to start
+  from, `first_labels(images, classes)` the first logits of soft labels, and `finish(synthetic)` is called at the end.
 * selections, which are made in one go: `build(counts)` gives images (M, C, H, W) in [0, 1] and labels (M,).
 
 Each has a `Config` with its own hyper-parameters and `LOOP`, its defaults for `CondenseConfig`.

@@ -248,8 +248,12 @@ class CondenseSession:
         plan, config = self.plan, self.plan.config
         assert config.init is not None and config.factor is not None
         begin = time.monotonic()
-        images, labels = initial_images(self.setting, plan.counts, config.init, config.factor)
         self.objective = plan.method(self.setting, plan.method_config)
+        own = getattr(self.objective, "first_images", None)
+        if own is not None and config.init == "real" and config.factor == 1:
+            images, labels = own(plan.counts)
+        else:
+            images, labels = initial_images(self.setting, plan.counts, config.init, config.factor)
         logits = None
         if config.labels != "hard":
             logits = self._first_labels(decode(images, config.factor), decoded_labels(labels, config.factor))

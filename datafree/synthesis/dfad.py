@@ -39,7 +39,7 @@ class DFADConfig:
     generator: GeneratorName = "auto"
     generator_width: GeneratorWidth = None
     output: Output = "standardised"
-    generator_lr: GeneratorLr = 2e-3
+    generator_lr: GeneratorLr = 3e-2
     student_steps: StudentSteps = 5
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "train"
