@@ -296,7 +296,7 @@ class CondenseConfig(MachineConfig):
     ] = None
     augmentation_mode: Annotated[
         Literal["single", "all", "idc"] | None,
-        "one family of operations a step (as published), all in turn, or IDC's (one warp, the rest in turn)"
+        "one family of operations a step (as published), all in turn, or IDC's (one warp, the rest in turn)",
     ] = None
     labels: Annotated[
         Literal["hard", "soft", "learned"] | None,
@@ -368,6 +368,23 @@ class ExpertsConfig(MachineConfig):
         positive(self, "count", "epochs", "images", "every", "lr", "batch_size")
         not_negative(self, "rho")
         choice(self, "augmentation_mode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions:
+    """What dc and dsa have in common."""
+
+    real_batch: RealBatch = 64
+    metric: Annotated[
+        Literal["ours", "cos", "mse"], "distance of gradients: cosines by output channel, one cosine, or squares"
+    ] = "ours"
+    outer: Annotated[int | None, "matches with one network; default: the images a class"] = None
+    inner: Annotated[int | None, "epochs on the set between two of them; default: 500 / images a class"] = None
+    net_lr: Annotated[float, "SGD's rate for the networks"] = 0.01
+
+    def __post_init__(self) -> None:
+        positive(self, "real_batch", "outer", "inner", "net_lr")
+        choice(self, "metric")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,7 +146,9 @@ def _charts(metrics: Mapping[str, Points], teacher_accuracy: float | None) -> li
     tests = [key for key in metrics if key.startswith("test/")]
     terms = [key for key in metrics if "/" in key and key not in tests]
     charts: list[dict[str, Any]] = []
-    for key in [*tests, *(k for k in ("agreement",) if k in metrics), *terms, *(k for k in ("lr", "rate") if k in metrics)]:
+    names = {"agreement": "agreement on synthesized images", "lr": "learning rate", "rate": "learned inner rate"}
+    order = [*tests, "agreement", *terms, "lr", "rate"]
+    for key in (key for key in order if key in metrics):
         points = metrics[key]
         if key in tests:
             # By time, for a clock that went back; a run of some minutes reads better in minutes.
@@ -162,7 +164,7 @@ def _charts(metrics: Mapping[str, Points], teacher_accuracy: float | None) -> li
         svg = line_chart(x, y, name=f"chart{len(charts)}", xlabel=xlabel, percent=percent, reference=reference)
         charts.append(
             {
-                "name": {"agreement": "agreement on synthesized images", "lr": "learning rate", "rate": "learned inner rate"}.get(key, key),
+                "name": names.get(key, key),
                 "words": f"first {show(y[0])}, last {show(y[-1])}, lowest {show(min(y))}, highest {show(max(y))}",
                 "reference": None if reference is None else f"dashed: the teacher, {_percent(reference)}",
                 "svg": Markup(svg),  # matplotlib's own markup: no text of the run's is in it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -61,6 +62,16 @@ class Whitened(nn.Module):
         whitening = Whitening(*map(self.get_buffer, Whitening._fields))
         logits: Tensor = self.network(whitening.apply(images))
         return logits
+
+
+def split_entry(network: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """What stands before a classifier (`Normalised`, `Whitened`, else nothing), and the classifier itself."""
+    inner = network._modules.get("network")
+    if inner is None:
+        return nn.Identity(), network
+    front = copy.copy(network)  # shares the buffers
+    front._modules = {**network._modules, "network": nn.Identity()}
+    return front, inner
 
 
 class Teacher:

@@ -22,7 +22,7 @@ def listing(what: str) -> None:
     if what == "methods":
         rows = [(name, _first_line(spec.partition(":")[0])) for name, spec in METHODS.items()]
     elif what == "condensers":
-        rows = [(name, _class_line(*spec.split(":"))) for name, spec in condensation.METHODS.items()]
+        rows = list(condensation.ABOUT.items())
     elif what == "models":
         rows = [(name, _family(name)) for name in model_names()]
         rows += [
@@ -54,14 +54,6 @@ def _first_line(module: str) -> str:
     """A method's first docstring line, read without loading torch."""
     tree = ast.parse(_file(module).read_text(encoding="utf-8"))
     return (ast.get_docstring(tree) or "").splitlines()[0].partition(": ")[2]
-
-
-def _class_line(module: str, name: str) -> str:
-    """The first line of a class's docstring, or of its module's, read without loading torch."""
-    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
-    node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
-    text = ast.get_docstring(node) or (ast.get_docstring(tree) or "").partition(": ")[2]
-    return text.splitlines()[0] if text else ""
 
 
 def _functions(file: Path, names: tuple[str, ...]) -> list[tuple[str, str]]:

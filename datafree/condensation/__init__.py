@@ -37,6 +37,28 @@ METHODS: dict[str, str] = {
     "rded": "datafree.condensation.rded:RDED",
 }
 
+# What `datafree list condensers` says of each.
+ABOUT: dict[str, str] = {
+    "random": "real images at random: the baseline",
+    "herding": "real images whose mean embedding follows the class's (Welling 2009)",
+    "k-center": "real images that no other is far from (Sener and Savarese 2018)",
+    "k-means": "the real image nearest to each centroid of the embeddings",
+    "mean": "class means or k-means centroids in pixel space: synthetic and free",
+    "dc": "gradient matching (Zhao et al. 2021)",
+    "dsa": "gradient matching with siamese augmentation (Zhao and Bilen 2021)",
+    "idc": "gradient matching through networks trained on the real data, several images in one (Kim et al. 2022)",
+    "dm": "mean embeddings (Zhao and Bilen 2023)",
+    "cafe": "features of all layers, discrimination (Wang et al. 2022)",
+    "datadam": "attention maps of all layers (Sajedi et al. 2023)",
+    "ncfm": "characteristic functions of embeddings, random or adversarial frequencies (Wang et al. 2025)",
+    "mtt": "training trajectories, exact gradient (Cazenavette et al. 2022)",
+    "tesla": "training trajectories, the cheaper gradient (Cui et al. 2023)",
+    "datm": "training trajectories by difficulty, learned soft labels (Guo et al. 2024)",
+    "frepo": "kernel ridge regression on a pool of networks, learned labels (Zhou et al. 2022)",
+    "sre2l": "a trained network inverted, its soft labels (Yin et al. 2023)",
+    "rded": "crops that a trained network is surest of, its soft labels (Sun et al. 2024)",
+}
+
 
 def method_spec(name: str) -> str:
     """Where the method of that name stands.

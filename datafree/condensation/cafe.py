@@ -25,7 +25,6 @@ from datafree import losses, parallel
 from datafree.condensation.networks import augmented_pairs, embed_layers, mixes
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.condensation.trained import precision_of
 from datafree.config import RealBatch, not_negative, positive
 from datafree.data.tensors import to_float
 from datafree.evaluation.networks import forward_of, fusible, part_size
@@ -134,13 +133,13 @@ class CAFE:
         """On the real images that were drawn with this network: a change is the network's, not the draw's."""
         network, real = self._current(), self.setting.real
         assert self.check is not None
-        logits = forward_of(network, precision_of(self.setting))(to_float(real.x[self.check]))
+        logits = forward_of(network, self.setting.precision)(to_float(real.x[self.check]))
         return float((logits.argmax(1) == real.y[self.check]).float().mean())
 
     def _epoch(self, synthetic: Synthetic) -> None:
         """One pass of SGD over the set as it stands."""
         setting, network = self.setting, self._current().requires_grad_(True)
-        forward = forward_of(network, precision_of(setting))
+        forward = forward_of(network, setting.precision)
         images, targets = synthetic.decoded().detach(), synthetic.targets().detach()
         if targets.is_floating_point():
             targets = targets.softmax(1)

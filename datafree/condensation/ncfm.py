@@ -27,7 +27,7 @@ from datafree.condensation.loop import add_gradients
 from datafree.condensation.networks import Networks, augmented_pairs, embed, shared_classes
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.condensation.trained import precision_of, trained_network
+from datafree.condensation.trained import trained_network
 from datafree.config import RealBatch, choice, not_negative, positive
 from datafree.evaluation.networks import forward_of, part_size
 
@@ -117,7 +117,7 @@ class NCFM:
             self._maximise(distance)
         terms = {"distance": distance}
         if self.judge is not None:
-            forward = forward_of(self.judge, precision_of(setting))
+            forward = forward_of(self.judge, setting.precision)
             logits = torch.cat([forward(part) for part in torch.split(made, part_size(made))])
             each = F.cross_entropy(logits, labels, reduction="none")
             means = losses.class_means(each.unsqueeze(1), labels, setting.domain.classes)

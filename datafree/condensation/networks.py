@@ -20,6 +20,7 @@ from datafree.evaluation.networks import forward_of, fusible, part_size
 from datafree.losses.precision import raised
 from datafree.models.convnet import ConvNet
 from datafree.models.fused import fused_features
+from datafree.teacher import split_entry
 
 
 def look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,8 +97,8 @@ def embed(setting: Setting, network: nn.Module, images: Tensor) -> Tensor:
         size = len(images) if whole else (4 if images.device.type == "cpu" else 32) * part_size(images)
         with setting.cast():
             return raised(torch.cat([look(network, part)[0] for part in torch.split(images, size)]))
-    dtype = torch.bfloat16 if _precision(setting) == "bf16" else None
-    front, inner = _parts(network)
+    dtype = torch.bfloat16 if setting.precision == "bf16" else None
+    front, inner = split_entry(network)
     assert isinstance(inner, ConvNet)
     parts = torch.split(images, part_size(images))
     return torch.cat([fused_features(inner, front(part), dtype=dtype) for part in parts])
@@ -121,21 +122,6 @@ def embed_layers(
         kept.append(maps)
         features.append(raised(embedding))
     return [torch.cat(rows) for rows in zip(*kept, strict=True)], torch.cat(features)
-
-
-def _parts(network: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The normalisation or whitening that stands before a network, and the network itself."""
-    inner = network._modules.get("network")
-    if inner is None:
-        return nn.Identity(), network
-    front = copy.copy(network)  # shares the buffers
-    front._modules = {**network._modules, "network": nn.Identity()}
-    return front, inner
-
-
-def _precision(setting: Setting) -> str:
-    with setting.cast():
-        return "bf16" if torch.is_autocast_enabled(setting.device.type) else "32"
 
 
 def mixes(network: nn.Module) -> bool:
@@ -277,7 +263,7 @@ class Networks:
 
     def _train(self, index: int, steps: int) -> None:
         setting, network = self.setting, self.pool[index].requires_grad_(True).train()
-        forward = forward_of(network, _precision(setting))
+        forward = forward_of(network, setting.precision)
         for _ in range(steps):
             images, labels = setting.real.batch(self.batch_size, setting.rng)
             images = setting.augment_each(images).contiguous(memory_format=torch.channels_last)

@@ -85,6 +85,12 @@ class Setting:
     net_steps: int = 100
     stopping: Callable[[], bool] = field(default=lambda: False)
 
+    @property
+    def precision(self) -> str:
+        """ "bf16" or "32": the arithmetic of the run's networks."""
+        with self.cast():
+            return "bf16" if torch.is_autocast_enabled(self.device.type) else "32"
+
     def own_classes(self) -> list[int]:
         """The classes whose terms this process computes."""
         return list(range(self.domain.classes))[parallel.rank() :: parallel.world_size()]

@@ -8,7 +8,6 @@ into one (by grouped convolutions, or by vmap) they took as long or longer for e
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from datafree.domain import Domain
 from datafree.evaluation.protocols import Protocol
 from datafree.models.convnet import ConvNet
 from datafree.models.fused import fused_logits
+from datafree.teacher import split_entry
 
 # Pixels of a part of a batch: 48 images of 32x32. 32 to 64 were the quickest of 4 to 256, on a core with 1 MB of
 # second-level cache; and the first maps (24 MB in float32) stay below the size from which the C library fetches fresh,
@@ -126,7 +126,7 @@ def train_network(
 
 def forward_of(network: nn.Module, precision: str = "32") -> Forward:
     """The quickest way to `network`'s logits (float32) in its present mode, with derivatives of the first order."""
-    front, inner = _parts(network)
+    front, inner = split_entry(network)
     half = torch.bfloat16 if precision == "bf16" else None
 
     def fused(images: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def forward_of(network: nn.Module, precision: str = "32") -> Forward:
 
 def fusible(network: nn.Module) -> bool:
     """Whether `network` is a ConvNet (behind a normalisation or not) on a CPU."""
-    inner = _parts(network)[1]
+    inner = split_entry(network)[1]
     return isinstance(inner, ConvNet) and inner.classifier.weight.device.type == "cpu"
 
 
@@ -154,16 +154,6 @@ def part_size(images: Tensor) -> int:
     """How many images to take at a time, so that the parts are of about one size."""
     most = max(1, PART_PIXELS // (images.shape[2] * images.shape[3]))
     return math.ceil(len(images) / max(1, math.ceil(len(images) / most))) or 1
-
-
-def _parts(network: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """What stands before the classifier (`teacher.Normalised`, `teacher.Whitened`), and the classifier."""
-    inner = network._modules.get("network")
-    if inner is None:
-        return nn.Identity(), network
-    front = copy.copy(network)  # shares the buffers
-    front._modules = {**network._modules, "network": nn.Identity()}
-    return front, inner
 
 
 def _stepper(network: nn.Module, precision: str) -> Callable[[Tensor, Tensor, float], Tensor]:

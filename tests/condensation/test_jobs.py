@@ -1,0 +1,208 @@
+"""The job: every method end to end on the digits, resume bit for bit, what is written, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision.datasets import ImageFolder
+
+import datafree
+from datafree.condensation import ABOUT, METHODS, load_method
+from datafree.condensation.synthetic import class_counts
+from datafree.config import CondenseConfig, fields_of
+from datafree.jobs import condense, resume_condense
+from datafree.runs import CHECKPOINT
+
+OBJECTIVES = [name for name in METHODS if hasattr(load_method(name), "terms")]
+# Two steps of the smallest of everything.
+TINY: dict[str, Any] = {"data": "digits", "ipc": 2, "arch": "convnet3", "threads": 1}
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def at_step(step: int) -> Callable[[Mapping[str, Any]], None]:
+    def show(row: Mapping[str, Any]) -> None:
+        if row["step"] >= step:
+            raise PowerCutError
+
+    return show
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row a step, so that a test can stop at any."""
+    monkeypatch.setattr("datafree.jobs.condensing.LOG_SECONDS", 0.0)
+
+
+def test_every_method_says_what_it_is_and_has_defaults_that_fit() -> None:
+    assert list(ABOUT) == list(METHODS)
+    known = {field.name for field in fields_of(CondenseConfig)}
+    for name in METHODS:
+        method = load_method(name)
+        assert set(method.LOOP) <= known, name
+        CondenseConfig(**method.LOOP)
+        assert hasattr(method, "terms") != hasattr(method, "build"), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_makes_a_set_of_the_digits_in_two_steps(name: str, tmp_path: Path) -> None:
+    result = condense(method=name, steps=2, out=tmp_path / "run", **TINY)
+    images, _ = result.set.decoded()
+    assert images.shape[1:] == (1, 8, 8)
+    assert result.set.images.min() >= 0
+    assert result.set.images.max() <= 1
+    assert len(result.set.images) == 20
+    assert torch.bincount(result.set.classes(), minlength=10).min() > 0
+    again = datafree.load_condensed(tmp_path / "run")
+    assert torch.equal(again.images, result.set.images)
+    assert torch.equal(again.labels, result.set.labels)
+    assert result.metrics["total_seconds"] + result.metrics["preparation_seconds"] < 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_resumes_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    common = {**TINY, "method": name, "steps": 6}
+    whole = condense(out=tmp_path / "straight", **common)
+    with pytest.raises(PowerCutError):
+        condense(out=tmp_path / "killed", checkpoint_every=1e-9, show=at_step(4), **common)
+    assert (tmp_path / "killed" / CHECKPOINT).exists()
+    again = resume_condense(tmp_path / "killed")
+    assert torch.equal(again.set.images, whole.set.images)
+    assert torch.equal(again.set.labels, whole.set.labels)
+    assert again.set.learning_rate == whole.set.learning_rate
+
+
+@pytest.mark.parametrize("nets", ["fresh", "trained", "reused"])
+def test_dm_resumes_to_the_last_bit_with_every_kind_of_networks(nets: str, tmp_path: Path) -> None:
+    common: dict[str, Any] = {**TINY, "method": "dm", "steps": 6, "nets": nets, "net_pool": 2, "net_steps": 3}
+    common |= {"image_ema": 0.5, "factor": 2, "labels": "hard", "real_batch": 4}
+    whole = condense(out=tmp_path / "straight", **common)
+    with pytest.raises(PowerCutError):
+        condense(out=tmp_path / "killed", checkpoint_every=1e-9, show=at_step(4), **common)
+    again = resume_condense(tmp_path / "killed")
+    assert torch.equal(again.set.images, whole.set.images)
+    rows = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == sorted(set(rows)), "steps that were run twice are logged twice"
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    result = condense(method="dm", steps=3, factor=2, out=tmp_path / "run", **TINY)
+    held = {path.name for path in (tmp_path / "run").iterdir()}
+    assert held >= {"run.json", "result.json", "metrics.jsonl", "report.html", "card.md", "condensed.safetensors"}
+    folder = ImageFolder(str(tmp_path / "run" / "images"))
+    assert folder.classes == [str(i) for i in range(10)]
+    assert len(folder) == 20 * 4
+    assert [label for _, label in folder.samples] == sorted(result.set.classes().tolist())
+    assert any(path.name.startswith("step-") for path in (tmp_path / "run" / "images").iterdir())
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert metrics["stored_floats"] == 20 * 64
+    assert metrics["decoded_images"] == 80
+    assert "datafree condense --config run.json" in (tmp_path / "run" / "report.html").read_text()
+    card = (tmp_path / "run" / "card.md").read_text()
+    assert "1,280" in card
+    assert "80 (factor 2)" in card
+
+
+def test_rerunning_gives_the_same_set_and_another_seed_another(tmp_path: Path) -> None:
+    one, two, other = (
+        condense(method="dm", steps=2, out=tmp_path / str(i), seed=seed, **TINY).set.images
+        for i, seed in enumerate((0, 0, 1))
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_any_dataset_and_any_size(tmp_path: Path) -> None:
+    x, y = torch.rand(30, 3, 9, 14), torch.arange(30) % 3
+    dataset = torch.utils.data.TensorDataset(x, y)
+    result = condense(data=dataset, ipc=2, steps=2, real_batch=4, out=tmp_path / "run", threads=1)
+    assert result.set.images.shape == (6, 3, 9, 14)
+    assert result.set.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_class_counts() -> None:
+    assert class_counts([5, 9], 3, None, allow_fewer=False) == [3, 3]
+    assert class_counts([100, 300, 600], None, 10, allow_fewer=False) == [1, 3, 6]
+    assert class_counts([1, 1, 998], None, 10, allow_fewer=False) == [1, 1, 8]
+    assert sum(class_counts([33, 33, 34], None, 50, allow_fewer=False)) == 50
+    assert class_counts([2, 9], 3, None, allow_fewer=True) == [2, 3]
+    with pytest.raises(ValueError, match="class 0 has 2 images, fewer than the 3 asked for"):
+        class_counts([2, 9], 3, None, allow_fewer=False)
+    with pytest.raises(ValueError, match="--images 2 for 3 classes"):
+        class_counts([9, 9, 9], None, 2, allow_fewer=False)
+
+
+def test_projection_keeps_pixels_and_saving_clips(tmp_path: Path) -> None:
+    """With `--clip save` pixels may leave [0, 1] during the run; the set never does."""
+    rates = {"image_lr": 50.0, "optimizer": "sgd"}
+    for clip in ("step", "save"):
+        result = condense(method="dm", steps=2, clip=clip, out=tmp_path / clip, **rates, **TINY)
+        assert result.set.images.min() >= 0
+        assert result.set.images.max() <= 1
+    assert "brought back into [0, 1] on saving" in (tmp_path / "save" / "card.md").read_text()
+
+
+def test_a_term_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datafree.training import TermError
+
+    method = load_method("dm")
+    honest = method.terms
+
+    def terms(self: Any, synthetic: Any) -> Any:
+        held = honest(self, synthetic)
+        return {name: value * float("nan") for name, value in held.items()}
+
+    monkeypatch.setattr(method, "terms", terms)
+    with pytest.raises(TermError, match="'mean' became nan at step 0"):
+        condense(method="dm", steps=3, out=tmp_path / "run", **TINY)
+
+
+def launched(folder: Path, method: str, processes: int, *flags: str) -> torch.Tensor:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [
+        "-m",
+        "datafree",
+        "condense",
+        "--method",
+        method,
+        "--ipc",
+        "2",
+        "--steps",
+        "2",
+        "--out",
+        str(folder),
+        *flags,
+    ]
+    if processes > 1:
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return load_file(folder / "condensed.safetensors")["images"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("dm", ()),
+        ("dc", ()),
+        ("mtt", ("--experts-per-step", "2")),
+    ],
+)
+def test_two_processes_give_what_one_gives(method: str, flags: tuple[str, ...], tmp_path: Path) -> None:
+    one = launched(tmp_path / "one", method, 1, *flags)
+    two = launched(tmp_path / "two", method, 2, *flags)
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
