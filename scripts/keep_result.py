@@ -39,6 +39,12 @@ def keep(run: Path, name: str) -> Path:
     return path
 
 
+def variant(method: str, options: dict[str, Any]) -> str:
+    """What sets a row apart from the method's defaults, of what the table compares."""
+    sigmoid = method in ("dafl", "dfad") and options.get("output", "sigmoid") == "sigmoid"
+    return (", sigmoid" if sigmoid else "") + (", fresh images" if options.get("feed") == "fresh" else "")
+
+
 def table() -> str:
     """The README's table, a row a result file."""
     head = [
@@ -61,7 +67,7 @@ def table() -> str:
         cells = [
             f"{run['teacher']['source']} ({result['teacher']}) → {result['student']}",
             result["data"],
-            result["method"] + (", fresh images" if run["method_options"].get("feed") == "fresh" else ""),
+            result["method"] + variant(result["method"], run["method_options"]),
             f"{budget}, {result['precision']}",
             f"{result['teacher_accuracy']:.2%}",
             f"**{result['student_accuracy']:.2%}**",

@@ -6,8 +6,8 @@ t is the trained network; the sum runs over its batch-norm layers, the first cou
 those of a batch that holds as many images of each class. These are DeepInversion's terms (Yin et al. 2020) without its
 student. At the end each image gets t's logits as its label.
 
-Source: Yin, Xing & Shen 2023, "Squeeze, recover and relabel" (NeurIPS), eqs. 4-8, with the weights of the release.
-Where we differ: docs/condensation/sre2l.md.
+Source: Yin, Xing & Shen 2023, "Squeeze, recover and relabel" (NeurIPS). Where our defaults differ:
+docs/condensation/sre2l.md.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from datafree.teacher import Teacher
 @dataclass(frozen=True, kw_only=True)
 class SRe2LConfig:
     teacher: Annotated[str, "network with batch norm that is trained on the real data and inverted"] = "resnet8"
-    bn: Annotated[float, "weight of the distance from the batch-norm statistics"] = 0.01
+    bn: Annotated[float, "weight of the distance from the batch-norm statistics"] = 1.0
     first_bn: Annotated[float, "weight of the first batch-norm layer among the others"] = 10.0
-    tv: Annotated[float, "weight of the total variation"] = 0.0
-    l2: Annotated[float, "weight of the images' mean norm"] = 0.0
+    tv: Annotated[float, "weight of the total variation of normalised images"] = 0.003
+    l2: Annotated[float, "weight of the normalised images' mean norm"] = 0.0
     recover_batch: Annotated[int, "images whose statistics are taken together"] = 100
 
     def __post_init__(self) -> None:
@@ -48,12 +48,12 @@ class SRe2LConfig:
 class SRe2L:
     Config = SRe2LConfig
     LOOP: Mapping[str, Any] = {
-        "init": "noise",
+        "init": "real",
         "labels": "soft",
         "augmentation": "crop_flip",
         "augmentation_mode": "all",
         "optimizer": "adam",
-        "image_lr": 0.06,
+        "image_lr": 0.02,
         "schedule": "cosine",
     }
 
