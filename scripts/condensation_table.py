@@ -11,25 +11,26 @@ import json
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-from keep_result import named  # noqa: E402
-
 SPEC = ROOT / "benchmarks" / "condensation.toml"
 RESULTS = ROOT / "benchmarks" / "condensation"
 PAGE = ROOT / "benchmarks" / "README.md"
 
 
 def spec() -> dict[str, Any]:
-    return tomllib.loads(SPEC.read_text(encoding="utf-8"))
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    content: dict[str, Any] = toml.loads(SPEC.read_text(encoding="utf-8"))
+    return content
+
+
+def named(value: Any) -> Any:
+    """Files by their names, as in the other results."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    return import_module("keep_result").named(value)
 
 
 def cell_path(data: str, ipc: int, method: str, budget: str) -> Path:

@@ -26,6 +26,7 @@ from datafree.condensation.networks import embed
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import positive
+from datafree.evaluation.networks import forward_of, fusible, part_size
 from datafree.losses.precision import raised
 
 
@@ -123,10 +124,12 @@ class FRePo:
         if len(images) > self.config.net_batch:
             rows = torch.randperm(len(images), generator=setting.rng, device=setting.device)[: self.config.net_batch]
             images, labels = images[rows], labels[rows]
-        with setting.cast():
-            logits = network(images.contiguous(memory_format=torch.channels_last))
-        error = (raised(logits) - labels).square().sum(1).mean() / 2
-        torch.autograd.backward(error)
+        forward = forward_of(network, setting.precision)
+        images = images.contiguous(memory_format=torch.channels_last)
+        size = part_size(images) if fusible(network) else len(images)
+        for part, wanted in zip(torch.split(images, size), torch.split(labels, size), strict=True):
+            error = (raised(forward(part)) - wanted).square().sum() / (2 * len(images))
+            torch.autograd.backward(error)
         self.optimizers[index].step()
         self.optimizers[index].zero_grad()
 

@@ -150,8 +150,8 @@ def load_condensed(path: str | Path, *, device: str | torch.device = "cpu") -> C
         with safe_open(file, framework="pt", device=str(device)) as archive:
             about = json.loads((archive.metadata() or {})["datafree"])
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
-        known = about["domain"]
-        domain = Domain(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+        known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in about["domain"].items()}
+        domain = Domain(**known)
         parts = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith("whitening.")}
         return CondensedSet(
             images=tensors["images"],

@@ -71,4 +71,5 @@ def _pixels(image: Any) -> Tensor:
         if not (float(image.min()) >= 0 and float(image.max()) <= 1):
             raise ValueError("a float image goes beyond [0, 1]: leave normalisation out of the dataset's transform")
         image = (image * 255).round()
-    return image.to(torch.uint8)
+    pixels: Tensor = image.to(torch.uint8)
+    return pixels

@@ -147,7 +147,7 @@ def test_class_counts() -> None:
 
 def test_projection_keeps_pixels_and_saving_clips(tmp_path: Path) -> None:
     """With `--clip save` pixels may leave [0, 1] during the run; the set never does."""
-    rates = {"image_lr": 50.0, "optimizer": "sgd"}
+    rates: dict[str, Any] = {"image_lr": 50.0, "optimizer": "sgd"}
     for clip in ("step", "save"):
         result = condense(method="dm", steps=2, clip=clip, out=tmp_path / clip, **rates, **TINY)
         assert result.set.images.min() >= 0
