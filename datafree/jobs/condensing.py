@@ -521,6 +521,12 @@ def _select(session: CondenseSession) -> CondensedSet:
     plan = session.plan
     session.clock.start()
     images, labels = plan.method(session.setting, plan.method_config).build(plan.counts)
+    if plan.config.labels == "soft" and not labels.is_floating_point():
+        from datafree.condensation.trained import in_batches, trained_network
+
+        labels = in_batches(trained_network(session.setting, selecting=True), images)
+    elif plan.config.labels == "hard" and labels.is_floating_point():
+        labels = labels.argmax(1)
     session.clock.pause()
     return CondensedSet(
         images=images.clamp(0, 1).float().cpu(), labels=labels.cpu(), domain=plan.domain,
