@@ -2,6 +2,7 @@
 
     python scripts/speed.py --methods dfq,dafl --pairs wrn16_1:resnet8,resnet20:resnet8 --precision 32,bf16
     python scripts/speed.py --methods dfq --baseline
+    python scripts/speed.py --condensation --methods dm,dc,evaluate,mtt     # condensation: speed_condensation.py
 
 A pair is TEACHER:STUDENT, both untrained, on 3x32x32 images with 10 classes, on the CPU. Every case has a fresh
 process, so that its peak memory is its own. Times are milliseconds, medians over the repeats after a warm-up:
@@ -22,11 +23,13 @@ import argparse
 import copy
 import dataclasses
 import json
+import runpy
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -302,6 +305,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64, help="channels of the generator; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=9, help="measurements a case; default: %(default)s")
     parser.add_argument("--baseline", action="store_true", help="also time the usual way and print the ratios")
+    parser.add_argument("--condensation", action="store_true", help="instead: see --condensation --help")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # one case as JSON: what a child process measures
     args = parser.parse_args(arguments)
     args.methods, args.precision = args.methods.split(","), args.precision.split(",")
@@ -359,4 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if "--condensation" in sys.argv:
+        runpy.run_path(str(Path(__file__).with_name("speed_condensation.py")), run_name="__main__")
+    else:
+        main()
