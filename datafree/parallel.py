@@ -40,8 +40,9 @@ def initialise(device: str) -> str:
 
 
 def finish() -> None:
-    """Leaves the group, if one was joined."""
+    """Leaves the group, if one was joined, once all have come to their end."""
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -71,6 +71,8 @@ def main() -> None:
     threading.excepthook = _thread_failed
     try:
         group.main(prog_name="datafree", standalone_mode=False)
+        if "datafree.parallel" in sys.modules:  # a group that is not left may abort the process at its end
+            sys.modules["datafree.parallel"].finish()
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "datafree"
         _fail(error.format_message(), 2, hint=f"see: {path} --help")

@@ -76,7 +76,10 @@ class MTT:
             for total, part in zip(totals, found[1:], strict=True):
                 total += part / config.experts_per_step
         # A roll-out that diverges has a gradient for the rate beyond all measure: its logarithm takes 1 at most.
-        totals[2] = totals[2].clamp(-1 / rate.detach(), 1 / rate.detach())
+        # The bound holds for the sum over processes, of which each then gives its share.
+        most, processes = 1 / rate.detach(), parallel.world_size()
+        whole = processes * parallel.mean_over_processes(totals[2])
+        totals[2] = whole.clamp(-most, most) / processes
         pairs = zip((images, labels, rate), totals, strict=True)
         return {"trajectory": attach(value, *((t, g) for t, g in pairs if t.is_floating_point()))}
 
