@@ -114,8 +114,8 @@ def _read_metrics(path: Path) -> dict[str, Points]:
 
 
 def _grids(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The first, the middle and the last picture in the folder."""
-    paths = sorted(folder.glob("*.png"))
+    """The first, the middle and the last picture of the steps; of a run without steps, any that lie in the folder."""
+    paths = sorted(folder.glob("step-*.png")) or sorted(folder.glob("*.png"))
     chosen = [paths[i] for i in sorted({0, len(paths) // 2, len(paths) - 1})] if paths else []
     grids = []
     for path in chosen:
@@ -303,6 +303,7 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "stored_floats": ("Floats stored", _count),
     "decoded_images": ("Images decoded", _count),
     "label_bytes": ("Labels (bytes)", _count),
+    "learning_rate": ("Learned rate", _value),
     "preparation_seconds": ("Preparation", _duration),
     "synthesis_seconds": ("Synthesis", _duration),
     "distillation_seconds": ("Distillation", _duration),
@@ -317,6 +318,6 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 PLACED = {
     *RESULTS,
     *COSTS,
-    *("per_class", "warnings", "method", "data", "seed", "teacher", "student"),
+    *("per_class", "warnings", "method", "data", "seed", "teacher", "student", "arch"),
     *(f"{who}_{what}" for who in ("teacher", "student") for what in ("parameters", "multiply_adds")),
 }

@@ -61,7 +61,7 @@ from datafree.domain import DOMAINS, Domain
 from datafree.evaluation.accuracy import evaluate
 from datafree.evaluation.networks import forward_of, train_networks
 from datafree.evaluation.protocols import PROTOCOLS, Protocol
-from datafree.jobs.condensing import condense_plan, make_setting
+from datafree.jobs.condense_planning import condense_plan, make_setting
 from datafree.jobs.machine import prepare
 from datafree.models import build_model
 from datafree.models.convnet import ConvNet

@@ -194,6 +194,16 @@ def test_first_middle_and_last_grid_are_shown(page: str):
     assert [text.split(" at ")[1].split(", each")[0] for text in words] == ["step 0", "step 3,000", "step 6,000"]
 
 
+def test_other_pictures_are_shown_where_there_are_no_steps(run: Path):
+    """A condensed set's folder holds a picture of the whole set beside those of the steps."""
+    steps = sorted((run / "images").glob("step-*.png"))
+    (run / "images" / "grid.png").write_bytes(steps[0].read_bytes())
+    assert "at grid, each" not in render_report(run)
+    for path in steps:
+        path.unlink()
+    assert "at grid, each" in render_report(run)
+
+
 FILES = ("run.json", "result.json", "metrics.jsonl", "images")
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from datafree.cli.display import Display, table
-from datafree.cli.methods import Kind, MethodCommand, check_resume, read_config, saved_and_given
+from datafree.cli.methods import Kind, MethodCommand, read_config, resume, saved_and_given
 from datafree.cli.options import given
 from datafree.condensation import METHODS, method_spec
 from datafree.config import CondenseConfig
@@ -56,7 +55,8 @@ def condense(**values: Any) -> None:
     common, own = given(values, CondenseConfig), given(values, method_config)
     out, quiet = values["out"], values["quiet"]
     if values["resume"]:
-        _resume(out, quiet, [*common, *own, *(n for n in ("config", "force") if values[n])])
+        others = [*common, *own, *(n for n in ("config", "force") if values[n])]
+        _print_result(resume(KIND, "resume_condense", out, others, quiet), quiet)
         return
     if values["config"] is not None:
         saved = read_config(values["config"], KIND)
@@ -67,16 +67,6 @@ def condense(**values: Any) -> None:
 
     with Display(quiet) as display:
         result = jobs.condense(config, out=out, force=values["force"], say=display.say, show=display.show, **own)
-    _print_result(result, quiet)
-
-
-def _resume(out: str | None, quiet: bool, others: list[str]) -> None:
-    out = check_resume(out, others)
-    read_config(str(Path(out) / "run.json"), KIND)
-    from datafree import jobs
-
-    with Display(quiet) as display:
-        result = jobs.resume_condense(out, say=display.say, show=display.show)
     _print_result(result, quiet)
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import click
 
+from datafree.cli.display import Display
 from datafree.cli.options import option, options
 from datafree.config import fields_of, light_config
 
@@ -138,12 +139,12 @@ def saved_and_given(
     return {**common, **new}, {**own, **new_own}
 
 
-def check_resume(out: str | None, others: list[str]) -> str:
-    """The folder to go on in; `others` are flags given beside --resume.
+def resume(kind: Kind, job: str, out: str | None, others: list[str], quiet: bool) -> Any:
+    """Goes on with the run in `out` by the function `job` of `datafree.jobs`; `others` are flags given beside --resume.
 
     Raises:
         click.UsageError: no folder, or other flags.
-        ValueError: no run is there.
+        ValueError: no run of this kind is there.
     """
     if out is None:
         raise click.UsageError("--resume goes on with the run in a folder: name it with --out DIR")
@@ -153,7 +154,11 @@ def check_resume(out: str | None, others: list[str]) -> str:
         )
     if not (Path(out) / "run.json").is_file():
         raise ValueError(f"no run in {out} (it has no run.json): start one without --resume")
-    return out
+    read_config(str(Path(out) / "run.json"), kind)
+    from datafree import jobs
+
+    with Display(quiet) as display:
+        return getattr(jobs, job)(out, say=display.say, show=display.show)
 
 
 def _check_saved(path: str, values: dict[str, Any], config: type) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from datafree.cli.display import Display, percent, table
-from datafree.cli.methods import Kind, MethodCommand, check_resume, read_config, saved_and_given
+from datafree.cli.methods import Kind, MethodCommand, read_config, resume, saved_and_given
 from datafree.cli.options import given
 from datafree.config import TrainConfig
 from datafree.synthesis import METHODS, method_spec
@@ -56,7 +55,8 @@ def train(**values: Any) -> None:
     common, own = given(values, TrainConfig), given(values, method_config)
     out, quiet = values["out"], values["quiet"]
     if values["resume"]:
-        _resume(out, quiet, [*common, *own], values)
+        others = [*common, *own, *(name for name in ("config", "force", "dry_run") if values[name])]
+        _print_result(resume(KIND, "resume", out, others, quiet), quiet)
         return
     if values["config"] is not None:
         saved = read_config(values["config"], KIND)
@@ -70,16 +70,6 @@ def train(**values: Any) -> None:
         return
     with Display(quiet) as display:
         result = jobs.train(config, out=out, force=values["force"], say=display.say, show=display.show, **own)
-    _print_result(result, quiet)
-
-
-def _resume(out: str | None, quiet: bool, others: list[str], values: dict[str, Any]) -> None:
-    out = check_resume(out, [*others, *(name for name in ("config", "force", "dry_run") if values[name])])
-    read_config(str(Path(out) / "run.json"), KIND)
-    from datafree import jobs
-
-    with Display(quiet) as display:
-        result = jobs.resume(out, say=display.say, show=display.show)
     _print_result(result, quiet)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,58 +12,20 @@ from typing import Any
 import torch
 
 from datafree import parallel
-from datafree.condensation import METHODS, load_method
-from datafree.condensation.initial import initial_images
-from datafree.condensation.loop import ImageTrainer, Steps
-from datafree.condensation.setting import Real, Setting
-from datafree.condensation.synthetic import Synthetic, class_counts
-from datafree.config import CondenseConfig, fields_of, parse_duration, replace
-from datafree.data import Data, load_data, validation_split
-from datafree.data.augmentation import Augmentation, parse_augmentation
+from datafree.condensation.loop import Steps
+from datafree.config import CondenseConfig, replace
+from datafree.data import Data
 from datafree.data.condensed import CondensedSet
-from datafree.data.formation import decode, decoded_labels
-from datafree.data.sources import cache_folder
-from datafree.data.tensors import to_float
-from datafree.data.whitening import Whitening
 from datafree.data.wrapped import from_dataset
-from datafree.domain import Domain, make_domain
-from datafree.evaluation.cost import multiply_adds, parameters
-from datafree.evaluation.protocols import arch_for
-from datafree.jobs.loading import normalised
-from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
-from datafree.jobs.session import LOG_SECONDS, PICTURES, interruptible
+from datafree.jobs.condense_planning import CondensePlan, condense_plan, from_manifest, manifest, set_info
+from datafree.jobs.condense_session import CondenseSession, Say, Show
+from datafree.jobs.machine import prepare
+from datafree.jobs.session import interruptible
 from datafree.jobs.training import Interrupted
 from datafree.jobs.writing import write_set
-from datafree.models import build_model
-from datafree.pictures import grid, png_bytes
 from datafree.report import render_report
-from datafree.runs import CHECKPOINT, Run, atomic_write, environment, peak_rss_mb, write_json
-from datafree.training import Clock, Seconds, TermError, run
-
-# What neither a person nor the method says.
-DEFAULTS: dict[str, Any] = {
-    "init": "real",
-    "factor": 1,
-    "augmentation": "none",
-    "augmentation_mode": "single",
-    "labels": "hard",
-    "nets": "fresh",
-    "net_pool": 10,
-    "net_steps": 100,
-    "zca": False,
-    "optimizer": "sgd",
-    "image_lr": 0.1,
-    "image_momentum": 0.5,
-    "label_lr": 1.0,
-    "schedule": "constant",
-    "clip": "step",
-}
-IPC = 10
-LENGTH = {"budget": "10m"}
-EMBEDDED_LENGTH = {"steps": 200}
-
-Say = Callable[[str], None]
-Show = Callable[[Mapping[str, Any]], None]
+from datafree.runs import CHECKPOINT, Run, atomic_write, peak_rss_mb, write_json
+from datafree.training import TermError, run
 
 
 def _silent(_: Any) -> None:
@@ -84,292 +45,6 @@ class Condensed:
     path: Path
     metrics: dict[str, Any]
     set: CondensedSet
-
-
-@dataclass(kw_only=True)
-class CondensePlan:
-    """A resolved run. `config` has no field left open that the run depends on."""
-
-    config: CondenseConfig
-    method: type[Any]
-    method_config: Any
-    set_by_user: tuple[str, ...]
-    data: Data
-    domain: Domain
-    arch: str
-    costs: dict[str, Any]
-    counts: list[int]
-    device: torch.device
-    choices: list[str]
-
-
-def condense_plan(
-    config: CondenseConfig, options: Mapping[str, Any], device: torch.device, data: Data | None
-) -> CondensePlan:
-    """Loads the data and resolves everything that was left open.
-
-    Raises:
-        ValueError: one line that says what to do.
-        FileNotFoundError: the data are not there.
-    """
-    set_by_user = tuple(f.name for f in fields_of(CondenseConfig) if getattr(config, f.name) != f.default)
-    method = load_method(config.method)
-    method_config = method_options(config.method, method, options)
-    if data is None:
-        data = load_data(config.data, download=config.download, device=device, splits=("train",))
-    if data.x_train is None or data.y_train is None:
-        raise ValueError(f"{config.data} has no training split: give data that has one")
-    if config.validation:
-        data = validation_split(data)
-    assert data.y_train is not None
-    domain = make_domain(base=data.domain, mean=config.mean, std=config.std)
-    choices: list[str] = []
-    arch = config.arch
-    if arch == "auto":
-        arch = arch_for(domain)
-        choices.append(f"networks: {arch} (by the size of the images; --arch names others)")
-    values = {**DEFAULTS, **method.LOOP}
-    asked = {name: getattr(config, name) for name in values if getattr(config, name) is not None}
-    if asked.get("factor", 1) > 1 and "init" not in asked and values["init"] == "real":
-        values["init"] = "mosaic"
-        choices.append("init: mosaic (real images scaled down to fill --factor)")
-    if asked.get("zca") and domain.shape[0] == 1:
-        raise ValueError("--zca is for colour images: whitening grey ones is not done in the field; leave it out")
-    if domain.shape[0] == 1:
-        values["zca"] = False
-    if asked.get("init") == "mosaic" and {**values, **asked}["factor"] == 1:
-        raise ValueError("--init mosaic fills a --factor of 2 or more: give one, or --init real")
-    length: dict[str, Any] = dict(EMBEDDED_LENGTH if config.data == "digits" else LENGTH)
-    if config.steps is not None or config.budget is not None or not hasattr(method, "terms"):
-        length = {}
-    else:
-        words = f"{length['steps']} steps" if "steps" in length else f"{length['budget']} of wall clock"
-        choices.append(f"length: {words} (--steps or --budget sets another)")
-    if config.ipc is None and config.images is None:
-        length["ipc"] = IPC
-        choices.append(f"images: {IPC} a class (--ipc or --images sets another number)")
-    config = dataclasses.replace(config, **{**values, **asked}, **length, arch=arch, mean=domain.mean, std=domain.std)
-    assert config.factor is not None
-    decode(torch.zeros(1, *domain.shape), config.factor)
-    _augmentation(config, domain)
-    network = build_model(arch, shape=domain.shape, classes=domain.classes)
-    sizes = torch.bincount(data.y_train.cpu(), minlength=domain.classes).tolist()
-    counts = class_counts(sizes, config.ipc, config.images, allow_fewer=config.allow_fewer)
-    return CondensePlan(
-        config=config,
-        method=method,
-        method_config=method_config,
-        set_by_user=(*set_by_user, *options),
-        data=data,
-        domain=domain,
-        arch=arch,
-        costs={
-            "arch": arch,
-            "parameters": parameters(network),
-            "multiply_adds": multiply_adds(network, domain.shape),
-        },
-        counts=counts,
-        device=device,
-        choices=choices,
-    )
-
-
-def method_options(name: str, method: type[Any], options: Mapping[str, Any]) -> Any:
-    """The method's configuration; an option of another method is an error that names its owners."""
-    known = {f.name for f in dataclasses.fields(method.Config)}
-    for option in options:
-        if option not in known:
-            owners = [n for n in METHODS if option in {f.name for f in dataclasses.fields(load_method(n).Config)}]
-            if owners:
-                raise ValueError(f"--{option.replace('_', '-')} belongs to {', '.join(owners)}, not to --method {name}")
-    return replace(method.Config(), options)
-
-
-def make_setting(plan: CondensePlan, clock: Clock, say: Say, stop: Callable[[], bool]) -> Setting:
-    """What the method is given."""
-    config, domain, data, device = plan.config, plan.domain, plan.data, plan.device
-    assert data.x_train is not None and data.y_train is not None
-    assert config.net_pool is not None and config.net_steps is not None and config.nets is not None
-    whitening = None
-    if config.zca:
-        whitening = Whitening.fit(to_float(data.x_train))
-
-    def new_network() -> torch.nn.Module:
-        network = build_model(plan.arch, shape=domain.shape, classes=domain.classes)
-        return normalised(network, domain, device, whitening)
-
-    return Setting(
-        real=Real(data.x_train, data.y_train, domain.classes),
-        domain=domain,
-        new_network=new_network,
-        arch=plan.arch,
-        augmentation=_augmentation(config, domain),
-        whitening=whitening,
-        rng=torch.Generator(device).manual_seed(config.seed),
-        device=device,
-        clock=clock,
-        cast=autocast(device, config.precision),
-        cache=cache_folder() / "networks",
-        say=say,
-        nets=config.nets,
-        net_pool=config.net_pool,
-        net_steps=config.net_steps,
-        stopping=stop,
-    )
-
-
-def _augmentation(config: CondenseConfig, domain: Domain) -> Augmentation | None:
-    assert config.augmentation is not None and config.augmentation_mode is not None
-    if config.augmentation == "none":
-        return None
-    return parse_augmentation(
-        config.augmentation, mode=config.augmentation_mode, flip=domain.flip, mean=domain.mean, std=domain.std
-    )
-
-
-class CondenseSession:
-    """What happens around the steps: logs, pictures, checkpoints. Rank 0 alone writes."""
-
-    def __init__(self, plan: CondensePlan, folder: Run, say: Say, show: Show, stop: Callable[[], bool]) -> None:
-        config = plan.config
-        self.plan, self.run, self.say, self.show, self.stop = plan, folder, say, show, stop
-        self.main = parallel.rank() == 0
-        seed_all(config.seed)
-        seconds = parse_duration(config.budget) if config.budget is not None else None
-        self.clock = Clock(steps=(config.steps or 1) if seconds is None else None, seconds=seconds)
-        self.setting = make_setting(plan, self.clock, say, stop)
-        self.seconds = Seconds()
-        self.preparation = 0.0
-        self.picture_mark = 0
-        self.logged = self.saved = time.monotonic()
-
-    def start(self) -> None:
-        """The set as it is at the beginning, and the objective with what it needs."""
-        plan, config = self.plan, self.plan.config
-        assert config.init is not None and config.factor is not None
-        begin = time.monotonic()
-        self.objective = plan.method(self.setting, plan.method_config)
-        own = getattr(self.objective, "first_images", None)
-        if own is not None and config.init == "real" and config.factor == 1:
-            images, labels = own(plan.counts)
-        else:
-            images, labels = initial_images(self.setting, plan.counts, config.init, config.factor)
-        logits = None
-        if config.labels != "hard":
-            logits = self._first_labels(decode(images, config.factor), decoded_labels(labels, config.factor))
-        self.synthetic = Synthetic(
-            images,
-            labels,
-            factor=config.factor,
-            label_logits=logits,
-            learn_labels=config.labels == "learned",
-            learning_rate=getattr(plan.method_config, "rate", None),
-        )
-        self.trainer = ImageTrainer(self.synthetic, config)
-        self.preparation += time.monotonic() - begin
-
-    def _first_labels(self, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        own = getattr(self.objective, "first_labels", None)
-        if own is not None:
-            logits: torch.Tensor = own(images, classes)
-            return logits
-        from datafree.condensation.trained import trained_network
-
-        with torch.no_grad():
-            logits = trained_network(self.setting)(images)
-        return logits
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "trainer": self.trainer.state_dict(),
-            "objective": self.objective.state_dict(),
-            "clock": self.clock.state_dict(),
-            "seconds": dataclasses.asdict(self.seconds),
-            "preparation": self.preparation,
-            "picture": self.picture_mark,
-            "random": random_states(self.setting.rng),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.trainer.load_state_dict(state["trainer"])
-        self.objective.load_state_dict(state["objective"])
-        self.clock.load_state_dict(state["clock"])
-        self.seconds = Seconds(**state["seconds"])
-        self.preparation, self.picture_mark = float(state["preparation"]), int(state["picture"])
-        restore_random_states(state["random"], self.setting.rng)
-
-    def save(self) -> None:
-        """Keeps the last good checkpoint where a pixel is not finite any more: the next term will say so."""
-        if self.main and bool(self.synthetic.images.isfinite().all()):
-            self.run.save_checkpoint(self.state_dict())
-        self.saved = time.monotonic()
-
-    def after_step(self, terms: Mapping[str, torch.Tensor], _: Mapping[str, float]) -> bool:
-        now = time.monotonic()
-        stopping = bool(parallel.latest(float(self.stop())))
-        if self.clock.fraction * PICTURES >= self.picture_mark:
-            self.picture_mark = int(self.clock.fraction * PICTURES) + 1
-            self.picture()
-        if now - self.logged >= LOG_SECONDS and self.main:
-            row = {"step": self.clock.step, "seconds": round(self.clock.elapsed, 3)}
-            row |= {f"condensation/{name}": float(value.detach()) for name, value in terms.items()}
-            if self.synthetic.log_rate is not None:
-                row["rate"] = float(self.synthetic.rate.detach())
-            self.run.log(row)
-            self.show({**row, "fraction": self.clock.fraction, "seconds_left": self.clock.seconds_left})
-            self.logged = now
-        if stopping or now - self.saved >= self.plan.config.checkpoint_every:
-            self.save()
-        return stopping
-
-    def picture(self) -> None:
-        """A grid of the decoded images, at most 10 of a class and 100 in all, labelled with their classes."""
-        if not self.main:
-            return
-        images = decode(self.trainer.images, self.synthetic.factor).clamp(0, 1)
-        classes = decoded_labels(self.synthetic.labels, self.synthetic.factor)
-        rows = class_rows(classes, self.plan.domain.classes)
-        names = self.plan.domain.class_names or tuple(map(str, range(self.plan.domain.classes)))
-        labels = [names[int(c)] for c in classes[rows]]
-        self.run.picture(f"step-{self.clock.step:07d}", png_bytes(grid(images[rows].cpu().float(), labels)))
-
-    def result_set(self) -> CondensedSet:
-        """The condensed set of the moment, brought back into [0, 1]."""
-        plan, synthetic, whitening = self.plan, self.synthetic, self.setting.whitening
-        logits = synthetic.label_logits
-        return CondensedSet(
-            images=self.trainer.images.clamp(0, 1).float().cpu(),
-            labels=(synthetic.labels if logits is None else logits.detach().float()).cpu(),
-            domain=plan.domain,
-            factor=synthetic.factor,
-            whitening=Whitening(*(t.cpu() for t in whitening)) if whitening is not None else None,
-            learning_rate=float(synthetic.rate.detach()) if synthetic.log_rate is not None else None,
-            info=set_info(plan),
-        )
-
-
-def class_rows(classes: torch.Tensor, count: int, each: int = 10, most: int = 100) -> torch.Tensor:
-    """Rows of the first `each` images of every class, class by class, `most` in all."""
-    rows = [(classes == label).nonzero().flatten()[:each] for label in range(count)]
-    return torch.cat(rows)[:most]
-
-
-def set_info(plan: CondensePlan) -> dict[str, Any]:
-    """What a condensed set says of its origin."""
-    import datafree
-
-    config = plan.config
-    return {
-        "method": config.method,
-        "data": config.data,
-        "arch": plan.arch,
-        "seed": config.seed,
-        "validation": config.validation,
-        "images_per_class": plan.counts,
-        "options": dataclasses.asdict(plan.method_config),
-        "clip": config.clip,
-        "datafree": datafree.__version__,
-    }
 
 
 def condense(
@@ -449,35 +124,6 @@ def resume_condense(out: str | Path, *, data: Any = None, say: Say = _silent, sh
     return _execute(plan, folder, state, say, show)
 
 
-def from_manifest(about: Mapping[str, Any]) -> tuple[CondenseConfig, dict[str, Any]]:
-    """Configuration and method options of a saved run."""
-    try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}
-        config: CondenseConfig = replace(CondenseConfig(), values)
-        return config, dict(about["method_options"])
-    except (KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"this is no run.json of datafree condense ({what}): give one that a run wrote") from error
-
-
-def manifest(plan: CondensePlan) -> dict[str, Any]:
-    """run.json."""
-    return {
-        "job": "condense",
-        **environment(plan.device),
-        "config": dataclasses.asdict(plan.config),
-        "method_options": dataclasses.asdict(plan.method_config),
-        "set_by_user": list(plan.set_by_user),
-        "choices": plan.choices,
-        "warnings": [],
-        "seed": plan.config.seed,
-        "processes": parallel.world_size(),
-        "networks": plan.costs,
-        "images_per_class": plan.counts,
-        "domain": dataclasses.asdict(plan.domain),
-    }
-
-
 def _execute(plan: CondensePlan, folder: Run, state: Mapping[str, Any] | None, say: Say, show: Show) -> Condensed:
     with interruptible() as stop:
         session = CondenseSession(plan, folder, say, show, stop)
@@ -490,6 +136,8 @@ def _execute(plan: CondensePlan, folder: Run, state: Mapping[str, Any] | None, s
                 session.start()
                 if state is not None:
                     session.load_state_dict(state)
+                else:
+                    session.picture()
                 ended = not stop() and run(
                     session.trainer,
                     Steps(session.objective, session.synthetic),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,12 +217,18 @@ def _absolute_data(name: str | None) -> str | None:
     return name if path is None else f"{kind}:{path.resolve()}"
 
 
-def method_options(name: str, method: type[Any], options: Mapping[str, Any]) -> Any:
-    """The method's configuration; an option of another method is an error that names its owners."""
+def method_options(
+    name: str,
+    method: type[Any],
+    options: Mapping[str, Any],
+    methods: Mapping[str, str] = METHODS,
+    load: Callable[[str], type[Any]] = load_method,
+) -> Any:
+    """The method's configuration; an option of another one of `methods` is an error that names its owners."""
     known = {f.name for f in dataclasses.fields(method.Config)}
     for option in options:
         if option not in known:
-            owners = [n for n in METHODS if option in {f.name for f in dataclasses.fields(load_method(n).Config)}]
+            owners = [n for n in methods if option in {f.name for f in dataclasses.fields(load(n).Config)}]
             if owners:
                 raise ValueError(f"--{option.replace('_', '-')} belongs to {', '.join(owners)}, not to --method {name}")
     return replace(method.Config(), options)

@@ -10,7 +10,7 @@ from typing import Any
 from datafree.condensation.experts import make_recipe, record
 from datafree.config import CondenseConfig, ExpertsConfig, MachineConfig, replace
 from datafree.data import Data
-from datafree.jobs.condensing import condense_plan, make_setting
+from datafree.jobs.condense_planning import condense_plan, make_setting
 from datafree.jobs.machine import prepare
 from datafree.jobs.session import interruptible
 from datafree.training import Clock

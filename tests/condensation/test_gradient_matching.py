@@ -29,7 +29,7 @@ from datafree.data import Data, load_data
 from datafree.data.augmentation import parse_augmentation
 from datafree.data.formation import decode
 from datafree.domain import make_domain
-from datafree.jobs.condensing import DEFAULTS
+from datafree.jobs.condense_planning import DEFAULTS
 from datafree.models.convnet import ConvNet
 from datafree.teacher import Normalised
 from datafree.training import Clock

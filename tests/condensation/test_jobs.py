@@ -42,7 +42,7 @@ def at_step(step: int) -> Callable[[Mapping[str, Any]], None]:
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row a step, so that a test can stop at any."""
-    monkeypatch.setattr("datafree.jobs.condensing.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("datafree.jobs.condense_session.LOG_SECONDS", 0.0)
 
 
 def test_every_method_says_what_it_is_and_has_defaults_that_fit() -> None:

@@ -1,0 +1,230 @@
+"""From what a person asked `condense` for to what will be run, and what run.json says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from datafree import parallel
+from datafree.condensation import METHODS, load_method
+from datafree.condensation.setting import Real, Setting
+from datafree.condensation.synthetic import class_counts
+from datafree.config import CondenseConfig, fields_of, replace
+from datafree.data import Data, load_data, validation_split
+from datafree.data.augmentation import Augmentation, parse_augmentation
+from datafree.data.formation import decode
+from datafree.data.sources import cache_folder
+from datafree.data.tensors import to_float
+from datafree.data.whitening import Whitening
+from datafree.domain import Domain, make_domain
+from datafree.evaluation.cost import multiply_adds, parameters
+from datafree.evaluation.protocols import arch_for
+from datafree.jobs.loading import normalised
+from datafree.jobs.machine import autocast
+from datafree.jobs.planning import method_options
+from datafree.models import build_model
+from datafree.runs import environment
+from datafree.training import Clock
+
+# What neither a person nor the method says.
+DEFAULTS: dict[str, Any] = {
+    "init": "real",
+    "factor": 1,
+    "augmentation": "none",
+    "augmentation_mode": "single",
+    "labels": "hard",
+    "nets": "fresh",
+    "net_pool": 10,
+    "net_steps": 100,
+    "zca": False,
+    "optimizer": "sgd",
+    "image_lr": 0.1,
+    "image_momentum": 0.5,
+    "label_lr": 1.0,
+    "schedule": "constant",
+    "clip": "step",
+}
+IPC = 10
+LENGTH = {"budget": "10m"}
+EMBEDDED_LENGTH = {"steps": 200}
+
+
+@dataclass(kw_only=True)
+class CondensePlan:
+    """A resolved run. `config` has no field left open that the run depends on."""
+
+    config: CondenseConfig
+    method: type[Any]
+    method_config: Any
+    set_by_user: tuple[str, ...]
+    data: Data
+    domain: Domain
+    arch: str
+    costs: dict[str, Any]
+    counts: list[int]
+    device: torch.device
+    choices: list[str]
+
+
+def condense_plan(
+    config: CondenseConfig, options: Mapping[str, Any], device: torch.device, data: Data | None
+) -> CondensePlan:
+    """Loads the data and resolves everything that was left open.
+
+    Raises:
+        ValueError: one line that says what to do.
+        FileNotFoundError: the data are not there.
+    """
+    set_by_user = tuple(f.name for f in fields_of(CondenseConfig) if getattr(config, f.name) != f.default)
+    method = load_method(config.method)
+    method_config = method_options(config.method, method, options, METHODS, load_method)
+    if data is None:
+        data = load_data(config.data, download=config.download, device=device, splits=("train",))
+    if data.x_train is None or data.y_train is None:
+        raise ValueError(f"{config.data} has no training split: give data that has one")
+    if config.validation:
+        data = validation_split(data)
+    assert data.y_train is not None
+    domain = make_domain(base=data.domain, mean=config.mean, std=config.std)
+    choices: list[str] = []
+    arch = config.arch
+    if arch == "auto":
+        arch = arch_for(domain)
+        choices.append(f"networks: {arch} (by the size of the images; --arch names others)")
+    values = {**DEFAULTS, **method.LOOP}
+    asked = {name: getattr(config, name) for name in values if getattr(config, name) is not None}
+    if asked.get("factor", 1) > 1 and "init" not in asked and values["init"] == "real":
+        values["init"] = "mosaic"
+        choices.append("init: mosaic (real images scaled down to fill --factor)")
+    if asked.get("zca") and domain.shape[0] == 1:
+        raise ValueError("--zca is for colour images: whitening grey ones is not done in the field; leave it out")
+    if domain.shape[0] == 1:
+        values["zca"] = False
+    if asked.get("init") == "mosaic" and {**values, **asked}["factor"] == 1:
+        raise ValueError("--init mosaic fills a --factor of 2 or more: give one, or --init real")
+    length: dict[str, Any] = dict(EMBEDDED_LENGTH if config.data == "digits" else LENGTH)
+    if config.steps is not None or config.budget is not None or not hasattr(method, "terms"):
+        length = {}
+    else:
+        words = f"{length['steps']} steps" if "steps" in length else f"{length['budget']} of wall clock"
+        choices.append(f"length: {words} (--steps or --budget sets another)")
+    if config.ipc is None and config.images is None:
+        length["ipc"] = IPC
+        choices.append(f"images: {IPC} a class (--ipc or --images sets another number)")
+    config = dataclasses.replace(config, **{**values, **asked}, **length, arch=arch, mean=domain.mean, std=domain.std)
+    assert config.factor is not None
+    decode(torch.zeros(1, *domain.shape), config.factor)
+    _augmentation(config, domain)
+    network = build_model(arch, shape=domain.shape, classes=domain.classes)
+    sizes = torch.bincount(data.y_train.cpu(), minlength=domain.classes).tolist()
+    counts = class_counts(sizes, config.ipc, config.images, allow_fewer=config.allow_fewer)
+    return CondensePlan(
+        config=config,
+        method=method,
+        method_config=method_config,
+        set_by_user=(*set_by_user, *options),
+        data=data,
+        domain=domain,
+        arch=arch,
+        costs={
+            "arch": arch,
+            "parameters": parameters(network),
+            "multiply_adds": multiply_adds(network, domain.shape),
+        },
+        counts=counts,
+        device=device,
+        choices=choices,
+    )
+
+
+def make_setting(plan: CondensePlan, clock: Clock, say: Callable[[str], None], stop: Callable[[], bool]) -> Setting:
+    """What the method is given."""
+    config, domain, data, device = plan.config, plan.domain, plan.data, plan.device
+    assert data.x_train is not None and data.y_train is not None
+    assert config.net_pool is not None and config.net_steps is not None and config.nets is not None
+    whitening = None
+    if config.zca:
+        whitening = Whitening.fit(to_float(data.x_train))
+
+    def new_network() -> torch.nn.Module:
+        network = build_model(plan.arch, shape=domain.shape, classes=domain.classes)
+        return normalised(network, domain, device, whitening)
+
+    return Setting(
+        real=Real(data.x_train, data.y_train, domain.classes),
+        domain=domain,
+        new_network=new_network,
+        arch=plan.arch,
+        augmentation=_augmentation(config, domain),
+        whitening=whitening,
+        rng=torch.Generator(device).manual_seed(config.seed),
+        device=device,
+        clock=clock,
+        cast=autocast(device, config.precision),
+        cache=cache_folder() / "networks",
+        say=say,
+        nets=config.nets,
+        net_pool=config.net_pool,
+        net_steps=config.net_steps,
+        stopping=stop,
+    )
+
+
+def _augmentation(config: CondenseConfig, domain: Domain) -> Augmentation | None:
+    assert config.augmentation is not None and config.augmentation_mode is not None
+    if config.augmentation == "none":
+        return None
+    return parse_augmentation(
+        config.augmentation, mode=config.augmentation_mode, flip=domain.flip, mean=domain.mean, std=domain.std
+    )
+
+
+def set_info(plan: CondensePlan) -> dict[str, Any]:
+    """What a condensed set says of its origin."""
+    import datafree
+
+    config = plan.config
+    return {
+        "method": config.method,
+        "data": config.data,
+        "arch": plan.arch,
+        "seed": config.seed,
+        "validation": config.validation,
+        "images_per_class": plan.counts,
+        "options": dataclasses.asdict(plan.method_config),
+        "clip": config.clip,
+        "datafree": datafree.__version__,
+    }
+
+
+def from_manifest(about: Mapping[str, Any]) -> tuple[CondenseConfig, dict[str, Any]]:
+    """Configuration and method options of a saved run."""
+    try:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}
+        config: CondenseConfig = replace(CondenseConfig(), values)
+        return config, dict(about["method_options"])
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"this is no run.json of datafree condense ({what}): give one that a run wrote") from error
+
+
+def manifest(plan: CondensePlan) -> dict[str, Any]:
+    """run.json."""
+    return {
+        "job": "condense",
+        **environment(plan.device),
+        "config": dataclasses.asdict(plan.config),
+        "method_options": dataclasses.asdict(plan.method_config),
+        "set_by_user": list(plan.set_by_user),
+        "choices": plan.choices,
+        "warnings": [],
+        "seed": plan.config.seed,
+        "processes": parallel.world_size(),
+        "networks": plan.costs,
+        "images_per_class": plan.counts,
+        "domain": dataclasses.asdict(plan.domain),
+    }

@@ -1,0 +1,159 @@
+"""One condensation while it runs: what happens around the steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from datafree import parallel
+from datafree.condensation.initial import initial_images
+from datafree.condensation.loop import ImageTrainer
+from datafree.condensation.synthetic import Synthetic
+from datafree.config import parse_duration
+from datafree.data.condensed import CondensedSet
+from datafree.data.formation import decode, decoded_labels
+from datafree.data.whitening import Whitening
+from datafree.jobs.condense_planning import CondensePlan, make_setting, set_info
+from datafree.jobs.machine import random_states, restore_random_states, seed_all
+from datafree.jobs.session import LOG_SECONDS, PICTURES
+from datafree.pictures import grid, png_bytes
+from datafree.runs import Run
+from datafree.training import Clock, Seconds
+
+Say = Callable[[str], None]
+Show = Callable[[Mapping[str, Any]], None]
+
+
+def _silent(_: Any) -> None:
+    pass
+
+
+class CondenseSession:
+    """What happens around the steps: logs, pictures, checkpoints. Rank 0 alone writes."""
+
+    def __init__(self, plan: CondensePlan, folder: Run, say: Say, show: Show, stop: Callable[[], bool]) -> None:
+        config = plan.config
+        self.plan, self.run, self.say, self.show, self.stop = plan, folder, say, show, stop
+        self.main = parallel.rank() == 0
+        seed_all(config.seed)
+        seconds = parse_duration(config.budget) if config.budget is not None else None
+        self.clock = Clock(steps=(config.steps or 1) if seconds is None else None, seconds=seconds)
+        self.setting = make_setting(plan, self.clock, say, stop)
+        self.seconds = Seconds()
+        self.preparation = 0.0
+        self.picture_mark = 0
+        self.logged = self.saved = time.monotonic()
+
+    def start(self) -> None:
+        """The set as it is at the beginning, and the objective with what it needs."""
+        plan, config = self.plan, self.plan.config
+        assert config.init is not None and config.factor is not None
+        begin = time.monotonic()
+        self.objective = plan.method(self.setting, plan.method_config)
+        own = getattr(self.objective, "first_images", None)
+        if own is not None and config.init == "real" and config.factor == 1:
+            images, labels = own(plan.counts)
+        else:
+            images, labels = initial_images(self.setting, plan.counts, config.init, config.factor)
+        logits = None
+        if config.labels != "hard":
+            logits = self._first_labels(decode(images, config.factor), decoded_labels(labels, config.factor))
+        self.synthetic = Synthetic(
+            images,
+            labels,
+            factor=config.factor,
+            label_logits=logits,
+            learn_labels=config.labels == "learned",
+            learning_rate=getattr(plan.method_config, "rate", None),
+        )
+        self.trainer = ImageTrainer(self.synthetic, config)
+        self.preparation += time.monotonic() - begin
+
+    def _first_labels(self, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        own = getattr(self.objective, "first_labels", None)
+        if own is not None:
+            logits: torch.Tensor = own(images, classes)
+            return logits
+        from datafree.condensation.trained import trained_network
+
+        with torch.no_grad():
+            logits = trained_network(self.setting)(images)
+        return logits
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "trainer": self.trainer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "clock": self.clock.state_dict(),
+            "seconds": dataclasses.asdict(self.seconds),
+            "preparation": self.preparation,
+            "picture": self.picture_mark,
+            "random": random_states(self.setting.rng),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.trainer.load_state_dict(state["trainer"])
+        self.objective.load_state_dict(state["objective"])
+        self.clock.load_state_dict(state["clock"])
+        self.seconds = Seconds(**state["seconds"])
+        self.preparation, self.picture_mark = float(state["preparation"]), int(state["picture"])
+        restore_random_states(state["random"], self.setting.rng)
+
+    def save(self) -> None:
+        """Keeps the last good checkpoint where a pixel is not finite any more: the next term will say so."""
+        if self.main and bool(self.synthetic.images.isfinite().all()):
+            self.run.save_checkpoint(self.state_dict())
+        self.saved = time.monotonic()
+
+    def after_step(self, terms: Mapping[str, torch.Tensor], _: Mapping[str, float]) -> bool:
+        now = time.monotonic()
+        stopping = bool(parallel.latest(float(self.stop())))
+        if self.clock.fraction * PICTURES >= self.picture_mark:
+            self.picture_mark = int(self.clock.fraction * PICTURES) + 1
+            self.picture()
+        if now - self.logged >= LOG_SECONDS and self.main:
+            row = {"step": self.clock.step, "seconds": round(self.clock.elapsed, 3)}
+            row |= {f"condensation/{name}": float(value.detach()) for name, value in terms.items()}
+            if self.synthetic.log_rate is not None:
+                row["rate"] = float(self.synthetic.rate.detach())
+            self.run.log(row)
+            self.show({**row, "fraction": self.clock.fraction, "seconds_left": self.clock.seconds_left})
+            self.logged = now
+        if stopping or now - self.saved >= self.plan.config.checkpoint_every:
+            self.save()
+        return stopping
+
+    def picture(self) -> None:
+        """A grid of the decoded images, at most 10 of a class and 100 in all, labelled with their classes."""
+        if not self.main:
+            return
+        images = decode(self.trainer.images, self.synthetic.factor).clamp(0, 1)
+        classes = decoded_labels(self.synthetic.labels, self.synthetic.factor)
+        rows = class_rows(classes, self.plan.domain.classes)
+        names = self.plan.domain.class_names or tuple(map(str, range(self.plan.domain.classes)))
+        labels = [names[int(c)] for c in classes[rows]]
+        self.run.picture(f"step-{self.clock.step:07d}", png_bytes(grid(images[rows].cpu().float(), labels)))
+
+    def result_set(self) -> CondensedSet:
+        """The condensed set of the moment, brought back into [0, 1]."""
+        plan, synthetic, whitening = self.plan, self.synthetic, self.setting.whitening
+        logits = synthetic.label_logits
+        return CondensedSet(
+            images=self.trainer.images.clamp(0, 1).float().cpu(),
+            labels=(synthetic.labels if logits is None else logits.detach().float()).cpu(),
+            domain=plan.domain,
+            factor=synthetic.factor,
+            whitening=Whitening(*(t.cpu() for t in whitening)) if whitening is not None else None,
+            learning_rate=float(synthetic.rate.detach()) if synthetic.log_rate is not None else None,
+            info=set_info(plan),
+        )
+
+
+def class_rows(classes: torch.Tensor, count: int, each: int = 10, most: int = 100) -> torch.Tensor:
+    """Rows of the first `each` images of every class, class by class, `most` in all."""
+    rows = [(classes == label).nonzero().flatten()[:each] for label in range(count)]
+    return torch.cat(rows)[:most]
