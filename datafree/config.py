@@ -164,6 +164,19 @@ Feed = Annotated[
 BankSize = Annotated[int, "images the bank holds; the oldest go first"]
 Reset = Annotated[int, "re-initialise the generator every so many rounds; 0: never"]
 SynthesisBatch = Annotated[int | None, "images a generator step; default: the batch size, 64 at most"]
+Eviction = Annotated[
+    Literal["fifo", "priority"], "which images leave a full bank: the oldest, or those on which both agree most"
+]
+Distance = Annotated[Literal["kl", "l1", "js"], "disagreement of student and teacher"]
+Masked = Annotated[bool, "disagree only where student and teacher still decide alike"]
+FirstNorm = Annotated[float, "weight of the first batch norm's statistics beside the other layers'"]
+NormMomentum = Annotated[float, "share of earlier batches in the matched statistics; 0: this batch alone"]
+SampleMode = Annotated[
+    Literal["train", "eval"], "mode of the generator's batch norm when the student's images are made afresh"
+]
+Embedding = Annotated[
+    str, "what a class is to the generator: teacher (rows of its last layer), onehot, orthogonal, or a file"
+]
 StudentMode = Annotated[Literal["train", "eval"], "mode of the student's batch norm while the generator is trained"]
 Warmup = Annotated[float, "share of the run that synthesizes alone, before the student starts"]
 
@@ -179,13 +192,14 @@ class OptimisationConfig:
     schedule: Annotated[Literal["cosine", "multistep", "constant"], "learning rate over the run"] = "cosine"
     milestones: Annotated[Floats, "shares of the run at which multistep divides the rate by 10"] = (0.5, 0.75)
     ema: Annotated[float, "decay of the weights' moving average, which is then the result; 0: off"] = 0.0
+    gradient_clip: Annotated[float | None, "largest norm of the network's gradient; default: not clipped"] = None
     steps: Annotated[int | None, "training steps"] = None
     epochs: Annotated[float | None, "length in epochs"] = None
     budget: Annotated[str | None, "length in wall-clock time, such as 15m; schedules follow it"] = None
     batch_size: Annotated[int | None, "images a step; default: 256 at 32 px and below, fewer above, 8 at 224 px"] = None
 
     def __post_init__(self) -> None:
-        positive(self, "lr", "steps", "epochs", "batch_size")
+        positive(self, "lr", "steps", "epochs", "batch_size", "gradient_clip")
         not_negative(self, "weight_decay")
         share(self, "momentum", "ema")
         choice(self, "optimizer", "schedule")
@@ -233,7 +247,16 @@ class TrainConfig(OptimisationConfig, MachineConfig):
     classes: Annotated[int | None, "number of classes, where no data set is named"] = None
     mean: Annotated[Floats | None, "the teacher's normalisation, such as .485,.456,.406"] = None
     std: Annotated[Floats | None, "the teacher's normalisation, such as .229,.224,.225"] = None
+    preset: Annotated[
+        str | None, "a method's published settings by the name of the release, such as official; flags go before them"
+    ] = None
+    prior: Annotated[
+        Floats | None, "share of each class among the images, one value a class, 0 leaves it out; default: all alike"
+    ] = None
     criterion: Annotated[Literal["kl", "l1", "mse"] | None, "what the student matches; default: the method's"] = None
+    attention: Annotated[float | None, "weight of the attention transfer beside it, 0: off; default: the method's"] = (
+        None
+    )
     temperature: Annotated[float | None, "temperature of kl; default: the method's"] = None
     augment: Annotated[
         bool | None, "crop and, where labels allow, flip the student's images; default: the method's"
@@ -245,7 +268,9 @@ class TrainConfig(OptimisationConfig, MachineConfig):
         OptimisationConfig.__post_init__(self)
         MachineConfig.__post_init__(self)
         positive(self, "classes", "temperature", "checkpoint_every")
-        not_negative(self, "evaluations")
+        not_negative(self, "evaluations", "attention")
+        if self.prior is not None and (min(self.prior) < 0 or sum(self.prior) <= 0):
+            raise ValueError(f"--prior is {self.prior}: give one share a class, 0 or more, not all 0")
         choice(self, "criterion")
 
 
@@ -311,7 +336,9 @@ class CondenseConfig(MachineConfig):
         None
     )
     zca: Annotated[bool | None, "networks see ZCA-whitened images (colour only)"] = None
-    optimizer: Annotated[Literal["sgd", "adam"] | None, "optimiser of the images"] = None
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw"] | None, "optimiser of the images; adamw: their decoupled weight decay is 0.01"
+    ] = None
     image_lr: Annotated[float | None, "rate for the images, in units of [0, 1] pixels"] = None
     image_momentum: Annotated[float | None, "SGD's momentum for the images"] = None
     label_lr: Annotated[float | None, "rate for learned labels (SGD, momentum 0.9)"] = None

@@ -152,6 +152,8 @@ class Trainer:
             group["lr"] = (self.config.lr or 0.0) * learning_rate(self.config, fraction)
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
         average_gradients(self.network.parameters())
+        if self.config.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:

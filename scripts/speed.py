@@ -46,7 +46,7 @@ from datafree.losses import CRITERIA, Statistics
 from datafree.models import build_model, model_names
 from datafree.runs import environment, peak_rss_mb
 from datafree.synthesis import METHODS, load_method
-from datafree.synthesis.imaging import Setting
+from datafree.synthesis.setting import Setting
 from datafree.teacher import Normalised, Teacher
 from datafree.training import Clock, Trainer
 
@@ -288,7 +288,7 @@ def differences(ours: Ours) -> dict[str, float]:
     with torch.no_grad():
         untouched, textbook, cheap = start(z), usual.generator(z), ours.method.imaging.generator(z)
     return {
-        "images": float((ours.method.imaging.last - before).abs().max()),
+        "images": float((ours.method.imaging.store.last - before).abs().max()),
         "terms": max(abs(mine[name] - theirs[name]) / max(abs(theirs[name]), 1e-3) for name in theirs),
         "images_after_step": float((textbook - cheap).abs().max()),
         "moved_by_step": float((textbook - untouched).abs().max()),

@@ -287,7 +287,7 @@ from datafree.config import OptimisationConfig
 from datafree.distillation import Alternation, distill
 from datafree.domain import Domain
 from datafree.synthesis.dfq import DFQ, DFQConfig
-from datafree.synthesis.imaging import Setting
+from datafree.synthesis.setting import Setting
 from datafree.teacher import Normalised, Teacher
 from datafree.training import Clock, Seconds, Trainer
 

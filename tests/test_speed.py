@@ -63,7 +63,7 @@ def test_ours_and_the_usual_way_make_the_same_round(double: None, speed: ModuleT
         mine = ours.update("32")
         assert mine.keys() == theirs.keys()
         assert list(mine.values()) == pytest.approx(list(theirs.values()), rel=1e-6)
-        torch.testing.assert_close(ours.method.imaging.last, images, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours.method.imaging.store.last, images, rtol=0, atol=1e-6)
         # The bank rounds to 1/255 and draws from the same generator as the latents: the student is stepped by hand.
         usual.student_step(images)
         with torch.no_grad():

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree import parallel
-from datafree.data import crop_and_flip, draw_crops
-from datafree.data.tensors import Crops
+from datafree import losses
+from datafree.distillation.attention import common_maps, watch_maps
 from datafree.losses import CRITERIA
-from datafree.synthesis.imaging import Setting
+from datafree.synthesis.setting import Batch, Setting
 from datafree.training import Clock, Seconds, Trainer, run
 
 
@@ -25,11 +24,24 @@ class Alternation:
         criterion: "kl", "l1" or "mse".
         temperature: of the kl.
         augmented: crop and, where the domain allows, flip the student's images.
+        attention: weight of the attention transfer beside the criterion; 0: off.
     """
 
-    def __init__(self, method: Any, setting: Setting, *, criterion: str, temperature: float, augmented: bool) -> None:
-        self.method, self.setting = method, setting
+    def __init__(
+        self,
+        method: Any,
+        setting: Setting,
+        *,
+        criterion: str,
+        temperature: float,
+        augmented: bool,
+        attention: float = 0.0,
+    ) -> None:
+        self.method, self.setting, self.attention = method, setting, attention
         self.criterion, self.temperature, self.augmented = CRITERIA[criterion], temperature, augmented
+        # A method may answer in the teacher's place, and may look at what the student made of a batch.
+        self.answer: Callable[[Tensor], Tensor] = getattr(method, "answer", setting.teacher)
+        self.observe: Callable[[Batch, Tensor, Tensor], None] | None = getattr(method, "observe", None)
         self.student_steps: int = method.config.student_steps
         self.warmup: float = getattr(method.config, "warmup", 0.0)
         self.rounds = 0
@@ -49,6 +61,7 @@ class Alternation:
             return {}
         self.rounds += 1
         self.due = False
+        self._keep_pace(clock)
         terms: Mapping[str, float] = self.method.update()
         return terms
 
@@ -60,18 +73,30 @@ class Alternation:
         batch = self.method.sample(setting.batch_size)
         images = batch.images
         if self.augmented:
-            pad = max(1, images.shape[-1] // 8)
-            crops = draw_crops(setting.batch_size, setting.rng, pad=pad, flip=setting.domain.flip)
-            images = crop_and_flip(images, Crops(*map(parallel.shard, crops)), pad=pad)
+            images = setting.view(images)
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            teacher = setting.teacher(images)
         setting.student.train()
-        student = setting.student(images)
+        with (
+            watch_maps(setting.student, self.attention) as ours,
+            watch_maps(setting.teacher.network, self.attention) as theirs,
+        ):
+            with torch.no_grad():
+                teacher = self.answer(images)
+            student = setting.student(images)
         with torch.no_grad():
             self.agreement = (student.argmax(1) == teacher.argmax(1)).float().mean()
+            if self.observe is not None:
+                self.observe(batch, student.detach(), teacher)
         self.due = (clock.step + 1) % self.student_steps == 0
-        return {self.criterion.__name__: self.criterion(student, teacher, self.temperature)}
+        terms = {self.criterion.__name__: self.criterion(student, teacher, self.temperature, batch.weights)}
+        if self.attention:
+            terms["attention"] = self.attention * losses.attention_transfer(*common_maps(ours, theirs))
+        return terms
+
+    def _keep_pace(self, clock: Clock) -> None:
+        pace = self.setting.pace
+        pace.steps, pace.seconds = clock.steps, clock.seconds
+        pace.fraction, pace.warming = clock.fraction, self.warming_up(clock)
 
     def state_dict(self) -> dict[str, Any]:
         return {"method": self.method.state_dict(), "rounds": self.rounds, "due": self.due}

@@ -12,7 +12,7 @@ from datafree.config import StudentSteps
 from datafree.data.augmentation import apply, draw, parse_augmentation
 from datafree.data.condensed import CondensedSet
 from datafree.parallel import shard
-from datafree.synthesis.imaging import Batch, Setting
+from datafree.synthesis.setting import Batch, Setting
 
 AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
 
@@ -85,10 +85,6 @@ class Mixed:
     def made(self) -> int:
         made: int = self.method.made
         return made
-
-    @made.setter
-    def made(self, value: int) -> None:
-        self.method.made = value
 
     def update(self) -> dict[str, float]:
         terms: dict[str, float] = self.method.update()

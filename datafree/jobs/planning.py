@@ -23,7 +23,7 @@ from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.models import build_model, next_smaller
 from datafree.parallel import world_size
 from datafree.synthesis import METHODS, load_method
-from datafree.synthesis.imaging import Setting
+from datafree.synthesis.setting import Setting
 from datafree.training import EPOCH_STEPS, Clock, default_batch_size, make_clock
 
 # Where no length is given: the embedded digits job is short, any other takes half an hour of wall clock.
@@ -46,6 +46,7 @@ class Plan:
     method: type[Any]
     method_config: Any
     condensed: CondensedSet | None
+    prior: torch.Tensor | None
     set_by_user: tuple[str, ...]
     teacher: LoadedTeacher
     domain: Domain
@@ -92,6 +93,7 @@ def make_plan(
     set_by_user = tuple(f.name for f in fields_of(TrainConfig) if getattr(config, f.name) != f.default) + tuple(options)
     choices: list[str] = []
     config, method, condensed = _source(config, choices)
+    config, options = _preset(config, method, options)
     method_config = method_options("condensed" if method is CondensedImages else config.method, method, options)
     embedded = config.teacher is None
     source = embedded_teacher if config.teacher is None else config.teacher
@@ -149,6 +151,7 @@ def make_plan(
         method=method,
         method_config=method_config,
         condensed=condensed,
+        prior=_prior(config, domain, device),
         set_by_user=set_by_user,
         teacher=teacher,
         domain=domain,
@@ -172,6 +175,34 @@ def _source(config: TrainConfig, choices: list[str]) -> tuple[TrainConfig, type[
     if config.method not in (name, TrainConfig.method):
         raise ValueError(f"--method {config.method} and --source ...+{name}: give one method")
     return dataclasses.replace(config, method=name), load_method(name), condensed
+
+
+def _preset(
+    config: TrainConfig, method: type[Any], options: Mapping[str, Any]
+) -> tuple[TrainConfig, Mapping[str, Any]]:
+    """What --preset says, under what a person gave: for the run and for the method."""
+    if config.preset is None:
+        return config, options
+    presets: Mapping[str, Mapping[str, Any]] = getattr(method, "PRESETS", {})
+    if config.preset not in presets:
+        known = f"take {' or '.join(presets)}" if presets else "it has none"
+        raise ValueError(f"--preset {config.preset}: unknown to --method {config.method}; {known}")
+    values, own = presets[config.preset], {f.name for f in dataclasses.fields(method.Config)}
+    defaults = {f.name: f.default for f in fields_of(TrainConfig)}
+    run = {name: value for name, value in values.items() if name not in own and getattr(config, name) == defaults[name]}
+    return replace(config, run), {**{name: value for name, value in values.items() if name in own}, **options}
+
+
+def _prior(config: TrainConfig, domain: Domain, device: torch.device) -> torch.Tensor | None:
+    """The classes' shares, which sum to 1."""
+    if config.prior is None:
+        return None
+    if len(config.prior) != domain.classes:
+        raise ValueError(
+            f"--prior has {len(config.prior)} values, the teacher {domain.classes} classes: give one a class"
+        )
+    shares = torch.tensor(config.prior, device=device)
+    return shares / shares.sum()
 
 
 def _check_condensed(condensed: CondensedSet, domain: Domain, source: str) -> None:
@@ -246,9 +277,18 @@ def _fill_optimisation(
     if batch_size % world_size():
         raise ValueError(f"--batch-size {batch_size} does not divide among {world_size()} processes")
     values["batch_size"] = batch_size
-    for name in ("criterion", "temperature", "optimizer", "augment", "weight_decay", "lr"):
+    for name in (
+        "criterion",
+        "temperature",
+        "optimizer",
+        "augment",
+        "weight_decay",
+        "lr",
+        "attention",
+        "gradient_clip",
+    ):
         if getattr(config, name) is None:
-            values[name] = student[name]
+            values[name] = student.get(name)
     if config.lr is None:
         optimizer = config.optimizer or student["optimizer"]
         rate = student["lr"] if optimizer == student["optimizer"] else RATES[optimizer]

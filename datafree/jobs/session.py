@@ -22,7 +22,7 @@ from datafree.jobs.machine import autocast, random_states, restore_random_states
 from datafree.jobs.planning import Plan
 from datafree.pictures import grid, png_bytes
 from datafree.runs import Run, peak_rss_mb, save_network, write_json
-from datafree.synthesis.imaging import Setting
+from datafree.synthesis.setting import Setting
 from datafree.training import Clock, Seconds, Trainer
 
 PICTURES = 10  # grids over a run
@@ -73,6 +73,7 @@ class Session:
             batch_size=config.batch_size,
             rng=self.rng,
             device=plan.device,
+            prior=plan.prior,
         )
         self.method = plan.build_method(self.setting)
         self.alternation = Alternation(
@@ -81,6 +82,7 @@ class Session:
             criterion=config.criterion,
             temperature=config.temperature,
             augmented=bool(config.augment),
+            attention=config.attention or 0.0,
         )
         self.clock: Clock = plan.clock()
         self.seconds = Seconds()
@@ -188,7 +190,7 @@ class Session:
         """A grid of synthesized images, labelled with the teacher's decision and confidence."""
         if not self.main:
             return
-        held = getattr(getattr(self.method, "imaging", None), "last", None)
+        held = getattr(getattr(self.method, "store", None), "last", None)
         images = held if held is not None else self._sample()
         images = images[:40].float()
         confidence, decision = self.plan.teacher.teacher(images).softmax(1).max(1)
@@ -198,10 +200,11 @@ class Session:
 
     def _sample(self) -> Tensor:
         state = random_states(self.rng)
-        made = self.method.made
+        store = getattr(self.method, "store", self.method)
+        made = store.made
         images: Tensor = self.method.sample(self.setting.batch_size).images
         restore_random_states(state, self.rng)
-        self.method.made = made
+        store.made = made
         return images
 
 

@@ -12,7 +12,7 @@ from datafree.losses.embeddings import (
 )
 from datafree.losses.gradients import gradient_distance
 from datafree.losses.kernels import kernel_ridge_prediction, kernel_ridge_regression, label_margin
-from datafree.losses.knowledge import CRITERIA, kl, kl_per_sample, l1, mse
+from datafree.losses.knowledge import CRITERIA, attention_transfer, js_per_sample, kl, kl_per_sample, l1, mse
 from datafree.losses.priors import activation, class_balance, image_norm, onehot, total_variation
 from datafree.losses.statistics import Statistics, batch_norm_statistics, mix_statistics, update_average
 from datafree.losses.trajectories import normalised_distance, soft_cross_entropy, tesla_image_gradient_vector
@@ -23,6 +23,7 @@ __all__ = [
     "activation",
     "attention_maps",
     "attention_matching",
+    "attention_transfer",
     "batch_norm_statistics",
     "characteristic_function_distance",
     "class_balance",
@@ -32,6 +33,7 @@ __all__ = [
     "discrimination",
     "gradient_distance",
     "image_norm",
+    "js_per_sample",
     "kernel_ridge_prediction",
     "kernel_ridge_regression",
     "kl",

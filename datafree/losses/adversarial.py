@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from datafree.losses.knowledge import kl_per_sample
+from datafree.losses.knowledge import js_per_sample, kl_per_sample
 from datafree.losses.precision import raised
 
 
@@ -22,7 +22,8 @@ def disagreement(student: Tensor, teacher: Tensor, distance: str = "kl", masked:
     Args:
         student: logits (N, C).
         teacher: logits (N, C).
-        distance: "kl" is KL(p_t || p_s) at T = 1, "l1" the mean |s - t| over the classes.
+        distance: "kl" is KL(p_t || p_s) at T = 1, "l1" the mean |s - t| over the classes, "js" the Jensen-Shannon
+            divergence (KL(p_t || m) + KL(p_s || m)) / 2, m = (p_t + p_s) / 2, which is at most ln 2.
         masked: count only samples that both decide alike (the mean is still over all N), so that images
             already fought over are left alone.
 
@@ -35,8 +36,10 @@ def disagreement(student: Tensor, teacher: Tensor, distance: str = "kl", masked:
         per_sample = kl_per_sample(student, teacher)
     elif distance == "l1":
         per_sample = (raised(student) - raised(teacher)).abs().mean(1)
+    elif distance == "js":
+        per_sample = js_per_sample(student, teacher)
     else:
-        raise ValueError(f"unknown distance {distance!r}: take kl or l1")
+        raise ValueError(f"unknown distance {distance!r}: take kl, l1 or js")
     if masked:
         per_sample = per_sample * decision_mask(student, teacher)
     return per_sample.mean()

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from datafree.losses.precision import raised
 from datafree.parallel import batch_mean
 
+LEAST = 1e-12  # of a probability under a logarithm
+
 
 def onehot(logits: Tensor) -> Tensor:
     """Cross-entropy with the teacher's own decision: CE(t, argmax t). Scalar >= 0.
@@ -23,19 +25,25 @@ def onehot(logits: Tensor) -> Tensor:
     return F.cross_entropy(raised(logits), logits.argmax(1))
 
 
-def class_balance(logits: Tensor, base: float = math.e) -> Tensor:
+def class_balance(logits: Tensor, prior: Tensor | None = None, base: float = math.e) -> Tensor:
     """Negative entropy of the batch's mean prediction: sum of p log p, p = mean of softmax(t). Scalar in [-log C, 0].
+
+    With a prior π it is KL(p || π) - log C instead, which is the same for equal shares.
 
     The mean is over the global batch of all processes. p is clamped from below, since 0 log 0 would be NaN.
 
     Args:
         logits: the teacher's, (N, C).
+        prior: wanted share of each class, (C,), sums to 1; None: equal shares.
         base: of the logarithm. DAFL's release takes 10, its re-implementations e.
 
     Source: DAFL (Chen et al. 2019), eq. 6, with the sign that a loss has.
     """
     p = batch_mean(F.softmax(raised(logits), dim=1))
-    return (p * torch.log(p.clamp_min(1e-12))).sum() / math.log(base)
+    value = (p * torch.log(p.clamp_min(LEAST))).sum()
+    if prior is not None:
+        value = value - (p * torch.log(prior.clamp_min(LEAST))).sum() - math.log(len(prior))
+    return value / math.log(base)
 
 
 def activation(features: Tensor) -> Tensor:

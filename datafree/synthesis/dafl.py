@@ -29,7 +29,8 @@ from datafree.config import (
     not_negative,
     positive,
 )
-from datafree.synthesis.imaging import Batch, Imaging, Setting
+from datafree.synthesis.imaging import Imaging
+from datafree.synthesis.setting import Batch, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class DAFL:
 
     def __init__(self, setting: Setting, config: DAFLConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
+        self.store = self.imaging.store
 
     def update(self) -> dict[str, float]:
         config, imaging = self.config, self.imaging
@@ -78,7 +80,7 @@ class DAFL:
         assert features is not None
         terms = {
             "onehot": config.onehot * losses.onehot(teacher),
-            "balance": config.balance * losses.class_balance(teacher),
+            "balance": config.balance * losses.class_balance(teacher, self.setting.prior),
             "activation": config.activation * losses.activation(features),
         }
         imaging.step(terms)
@@ -87,7 +89,7 @@ class DAFL:
 
     @property
     def made(self) -> int:
-        return self.imaging.made
+        return self.store.made
 
     def sample(self, n: int) -> Batch:
         return self.imaging.sample(n)

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from datafree import losses
 from datafree.config import (
     BankSize,
+    Distance,
     Feed,
     GeneratorLr,
     GeneratorName,
     GeneratorWidth,
     Latent,
+    Masked,
     Output,
     Reset,
     StudentMode,
@@ -29,12 +31,14 @@ from datafree.config import (
     not_negative,
     positive,
 )
-from datafree.synthesis.imaging import Batch, Imaging, Setting, student_mode
+from datafree.synthesis.imaging import Imaging
+from datafree.synthesis.setting import Batch, Setting, student_mode
 
 
 @dataclass(frozen=True, kw_only=True)
 class DFADConfig:
-    distance: Annotated[Literal["l1", "kl"], "disagreement that the generator maximises"] = "l1"
+    distance: Distance = "l1"
+    masked: Masked = False
     latent: Latent = 256
     generator: GeneratorName = "auto"
     generator_width: GeneratorWidth = None
@@ -68,6 +72,7 @@ class DFAD:
 
     def __init__(self, setting: Setting, config: DFADConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
+        self.store = self.imaging.store
 
     def update(self) -> dict[str, float]:
         setting, imaging = self.setting, self.imaging
@@ -75,14 +80,16 @@ class DFAD:
         images = imaging.images()
         with student_mode(setting.student, self.config.student_mode):
             student = setting.student(images)
-        terms = {"adv": -losses.disagreement(student, setting.teacher(images), self.config.distance)}
+        terms = {
+            "adv": -losses.disagreement(student, setting.teacher(images), self.config.distance, self.config.masked)
+        }
         imaging.step(terms)
         imaging.keep(images)
         return {name: float(term.detach()) for name, term in terms.items()}
 
     @property
     def made(self) -> int:
-        return self.imaging.made
+        return self.store.made
 
     def sample(self, n: int) -> Batch:
         return self.imaging.sample(n)

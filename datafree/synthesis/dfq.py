@@ -18,12 +18,16 @@ from torch import Tensor
 from datafree import losses
 from datafree.config import (
     BankSize,
+    Distance,
     Feed,
+    FirstNorm,
     GeneratorLr,
     GeneratorName,
     GeneratorSteps,
     GeneratorWidth,
     Latent,
+    Masked,
+    NormMomentum,
     Output,
     Reset,
     StudentMode,
@@ -35,15 +39,19 @@ from datafree.config import (
     positive,
     share,
 )
-from datafree.synthesis.imaging import Batch, Imaging, Setting, student_mode
+from datafree.synthesis.imaging import Imaging
+from datafree.synthesis.remembered import Remembered
+from datafree.synthesis.setting import Batch, Setting, student_mode
 
 
 @dataclass(frozen=True, kw_only=True)
 class DFQConfig:
     adv: Annotated[float, "weight of the disagreement with the student"] = 1.0
-    masked: Annotated[bool, "disagree only where student and teacher still decide alike"] = True
+    distance: Distance = "kl"
+    masked: Masked = True
     bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
-    bn_momentum: Annotated[float, "share of earlier batches in the matched statistics; 0: this batch alone"] = 0.0
+    bn_momentum: NormMomentum = 0.0
+    first_bn: FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the teacher's own decision"] = 0.5
     balance: Annotated[float, "weight of the class balance"] = 5.0
     latent: Latent = 256
@@ -61,7 +69,7 @@ class DFQConfig:
     warmup: Warmup = 0.1
 
     def __post_init__(self) -> None:
-        not_negative(self, "adv", "bn", "onehot", "balance", "reset")
+        not_negative(self, "adv", "bn", "first_bn", "onehot", "balance", "reset")
         positive(
             self,
             "latent",
@@ -73,7 +81,7 @@ class DFQConfig:
             "synthesis_batch",
         )
         share(self, "bn_momentum", "warmup")
-        choice(self, "generator", "output", "student_mode", "feed")
+        choice(self, "distance", "generator", "output", "student_mode", "feed")
 
 
 class DFQ:
@@ -92,44 +100,42 @@ class DFQ:
 
     def __init__(self, setting: Setting, config: DFQConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
-        self.average: list[tuple[Tensor, Tensor]] = []
+        self.store = self.imaging.store
+        self.remembered = Remembered(config.bn_momentum, config.first_bn)
 
     def update(self) -> dict[str, float]:
         setting, config, imaging = self.setting, self.config, self.imaging
         imaging.begin_round()
         total: dict[str, Tensor] = {}
-        seen: list[losses.Statistics] = []
         for _ in range(config.generator_steps):
             images = imaging.images()
             teacher, _, seen = setting.teacher.look(images, statistics=config.bn > 0)
             terms = {
                 "onehot": config.onehot * losses.onehot(teacher),
-                "balance": config.balance * losses.class_balance(teacher),
+                "balance": config.balance * losses.class_balance(teacher, setting.prior),
             }
             if seen:
-                mixed = losses.mix_statistics(seen, self.average, config.bn_momentum)
-                terms["bn"] = config.bn * losses.batch_norm_statistics(mixed)
+                terms["bn"] = config.bn * self.remembered.term(seen)
             if config.adv:
                 with student_mode(setting.student, config.student_mode):
                     student = setting.student(images)
-                terms["adv"] = -config.adv * losses.disagreement(student, teacher, masked=config.masked)
+                terms["adv"] = -config.adv * losses.disagreement(student, teacher, config.distance, config.masked)
             imaging.step(terms)
             imaging.keep(images)
             total = {name: total.get(name, 0.0) + term.detach() for name, term in terms.items()}
-        if config.bn_momentum:
-            self.average = losses.update_average(self.average, seen, config.bn_momentum)
+        self.remembered.remember()
         return {name: float(value) / config.generator_steps for name, value in total.items()}
 
     @property
     def made(self) -> int:
-        return self.imaging.made
+        return self.store.made
 
     def sample(self, n: int) -> Batch:
         return self.imaging.sample(n)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"imaging": self.imaging.state_dict(), "average": self.average}
+        return {"imaging": self.imaging.state_dict(), "remembered": self.remembered.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.imaging.load_state_dict(state["imaging"])
-        self.average = state["average"]
+        self.remembered.load_state_dict(state["remembered"])

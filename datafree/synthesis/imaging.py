@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from datafree.bank import Bank
-from datafree.domain import Domain
 from datafree.generators import GENERATORS
 from datafree.parallel import average_gradients, shard, synchronise
-from datafree.teacher import Teacher
-
-
-@dataclass(kw_only=True)
-class Setting:
-    """What a method is given.
-
-    Attributes:
-        teacher: frozen; takes images in [0, 1].
-        student: takes images in [0, 1]; trained by the caller, never by the method.
-        domain: shape and classes of the images.
-        batch_size: images a step, over all processes.
-        rng: source of every random draw, on the device.
-        device: where tensors live.
-    """
-
-    teacher: Teacher
-    student: nn.Module
-    domain: Domain
-    batch_size: int
-    rng: torch.Generator
-    device: torch.device
-
-
-class Batch:
-    """What the student learns from: images (N, C, H, W) in [0, 1], weights (N,) or None, what else a method knows."""
-
-    def __init__(self, images: Tensor, weights: Tensor | None = None, extras: dict[str, Tensor] | None = None) -> None:
-        self.images, self.weights, self.extras = images, weights, extras or {}
-
-
-@contextmanager
-def student_mode(student: nn.Module, mode: str) -> Iterator[None]:
-    """Puts the student into "train" or "eval" mode while the generator looks at it, and back."""
-    was = student.training
-    student.train(mode == "train")
-    try:
-        yield
-    finally:
-        student.train(was)
+from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.store import Store
 
 
 class GeneratorConfig(Protocol):
@@ -80,12 +38,17 @@ class GeneratorConfig(Protocol):
 
 
 class Imaging:
-    """A generator with its Adam, and the bank that the student's images are drawn from.
+    """A generator with its Adam, and the store that the student's images are drawn from.
 
     Adam's betas are the field's (0.5, 0.999).
+
+    Args:
+        setting: the method's.
+        config: the method's.
+        inputs: size of the generator's input; default: that of the latent alone.
     """
 
-    def __init__(self, setting: Setting, config: GeneratorConfig) -> None:
+    def __init__(self, setting: Setting, config: GeneratorConfig, inputs: int | None = None) -> None:
         self.setting, self.config = setting, config
         usual = setting.batch_size if config.feed == "last" else min(64, setting.batch_size)
         self.batch_size = config.synthesis_batch or usual
@@ -97,13 +60,12 @@ class Imaging:
         self.width = config.generator_width or (16 if setting.domain.shape[0] == 1 else 32)
         domain = setting.domain
         self.normalisation = domain.pixels if config.output == "standardised" else None
-        network = GENERATORS[self.name](config.latent, domain.shape, self.width, self.normalisation)
+        self.inputs = inputs or config.latent
+        network = GENERATORS[self.name](self.inputs, domain.shape, self.width, self.normalisation)
         self.generator = synchronise(network.to(setting.device).to(memory_format=torch.channels_last))
         self.optimizer = self._adam()
-        self.bank = Bank(config.bank, setting.domain.shape, setting.device) if config.feed == "bank" else None
-        self.last: Tensor | None = None
+        self.store = Store(setting, config.feed, config.bank)
         self.rounds = 0
-        self.made = 0
         self.matured: dict[str, Tensor] | None = None
 
     def _adam(self) -> torch.optim.Adam:
@@ -140,27 +102,23 @@ class Imaging:
 
     def keep(self, images: Tensor) -> None:
         """Hands a batch of synthesized images to the student's feed; none is generated twice."""
-        self.last = images.detach()
-        self.made += self.batch_size
-        if self.bank is not None:
-            self.bank.add(self.last)
+        self.store.keep(images)
 
-    @torch.no_grad()
     def sample(self, n: int) -> Batch:
         """This process's slice of n images for the student."""
-        if self.bank is not None and len(self.bank):
-            return Batch(self.bank.sample(n, self.setting.rng).float().div_(255))
-        if self.config.feed == "last" and self.last is not None and len(self.last) == len(shard(torch.empty(n))):
-            return Batch(self.last.float())
-        self.made += n
+        return self.store.sample(n, self.fresh)
+
+    def fresh(self, n: int) -> Tensor:
+        """This process's slice of n new images."""
         self.generator.train()  # running statistics lag behind a generator that changes at every round
-        return Batch(self.generator(self.latents(n)).float())
+        images: Tensor = self.generator(self.latents(n))
+        return images
 
     def about(self) -> dict[str, Any]:
         """What is needed to build the generator again."""
         return {
             "generator": self.name,
-            "latent": self.config.latent,
+            "latent": self.inputs,
             "shape": self.setting.domain.shape,
             "width": self.width,
             "normalisation": self.normalisation,
@@ -175,17 +133,13 @@ class Imaging:
         return {
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "bank": self.bank.state_dict() if self.bank is not None else None,
-            "last": self.last,
+            "store": self.store.state_dict(),
             "rounds": self.rounds,
-            "made": self.made,
             "matured": self.matured,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.bank is not None:
-            self.bank.load_state_dict(state["bank"])
-        self.last, self.matured = state["last"], state["matured"]
-        self.rounds, self.made = int(state["rounds"]), int(state["made"])
+        self.store.load_state_dict(state["store"])
+        self.rounds, self.matured = int(state["rounds"]), state["matured"]

@@ -14,7 +14,7 @@ import torch
 
 from datafree.config import choice, positive
 from datafree.parallel import shard
-from datafree.synthesis.imaging import Batch, Setting
+from datafree.synthesis.setting import Batch, Setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from datafree.data import crop_and_flip, draw_crops
 from datafree.distillation import Alternation, distill
 from datafree.domain import Domain
 from datafree.synthesis import METHODS, load_method
-from datafree.synthesis.imaging import Batch, Setting
+from datafree.synthesis.setting import Batch, Setting
 from datafree.teacher import Normalised, Teacher
 from datafree.training import Clock, Seconds, TermError, Trainer
 

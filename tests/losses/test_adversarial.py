@@ -83,5 +83,5 @@ def test_half_types_are_raised(distance: str) -> None:
 
 
 def test_unknown_distance_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown distance 'l2': take kl or l1"):
+    with pytest.raises(ValueError, match="unknown distance 'l2': take kl, l1 or js"):
         losses.disagreement(torch.zeros(1, 2), torch.zeros(1, 2), "l2")
