@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datafree.data import load_data
 from datafree.evaluation.accuracy import evaluate as score
-from datafree.generators import GENERATORS
+from datafree.generators import GENERATORS, Conditional
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.machine import find_device
 from datafree.jobs.manifest import from_manifest
@@ -117,9 +117,12 @@ def sample(
             f"{source.path} has no generator.safetensors: the run is not finished, or its method has no generator"
         )
     about = _about(file)
-    generator = GENERATORS[about["generator"]](
-        about["latent"], tuple(about["shape"]), about["width"], about["normalisation"]
+    rows = about.get("embeddings")
+    generator: nn.Module = GENERATORS[about["generator"]](
+        about["latent"] + (rows[1] if rows else 0), tuple(about["shape"]), about["width"], about["normalisation"]
     )
+    if rows:
+        generator = Conditional(generator, torch.zeros(rows))
     generator.load_state_dict(load_file(file))
     generator.train().to(device)  # batch statistics, as when the student was shown its images
     teacher = run_teacher(source, device).teacher

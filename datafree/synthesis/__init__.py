@@ -10,6 +10,7 @@ METHODS = {
     "dafl": "datafree.synthesis.dafl:DAFL",
     "dfad": "datafree.synthesis.dfad:DFAD",
     "dfq": "datafree.synthesis.dfq:DFQ",
+    "blend": "datafree.synthesis.blend:Blend",
 }
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from datafree.generators import GENERATORS
+from datafree.generators import GENERATORS, Conditional
 from datafree.parallel import average_gradients, shard, synchronise
 from datafree.synthesis.setting import Batch, Setting
 from datafree.synthesis.store import Store
@@ -45,10 +45,10 @@ class Imaging:
     Args:
         setting: the method's.
         config: the method's.
-        inputs: size of the generator's input; default: that of the latent alone.
+        embeddings: what a class is to the generator, (classes, D); None: it is told of no classes.
     """
 
-    def __init__(self, setting: Setting, config: GeneratorConfig, inputs: int | None = None) -> None:
+    def __init__(self, setting: Setting, config: GeneratorConfig, embeddings: Tensor | None = None) -> None:
         self.setting, self.config = setting, config
         usual = setting.batch_size if config.feed == "last" else min(64, setting.batch_size)
         self.batch_size = config.synthesis_batch or usual
@@ -60,8 +60,11 @@ class Imaging:
         self.width = config.generator_width or (16 if setting.domain.shape[0] == 1 else 32)
         domain = setting.domain
         self.normalisation = domain.pixels if config.output == "standardised" else None
-        self.inputs = inputs or config.latent
-        network = GENERATORS[self.name](self.inputs, domain.shape, self.width, self.normalisation)
+        self.embeddings = embeddings
+        size = config.latent + (0 if embeddings is None else embeddings.shape[1])
+        network: nn.Module = GENERATORS[self.name](size, domain.shape, self.width, self.normalisation)
+        if embeddings is not None:
+            network = Conditional(network, embeddings)
         self.generator = synchronise(network.to(setting.device).to(memory_format=torch.channels_last))
         self.optimizer = self._adam()
         self.store = Store(setting, config.feed, config.bank)
@@ -86,10 +89,11 @@ class Imaging:
         setting = self.setting
         return shard(torch.randn(n, self.config.latent, generator=setting.rng, device=setting.device))
 
-    def images(self) -> Tensor:
-        """A batch with gradients, generator in training mode."""
+    def images(self, targets: Tensor | None = None) -> Tensor:
+        """A batch with gradients, generator in training mode; of these classes (this process's slice) if any are given."""
         self.generator.train()
-        images: Tensor = self.generator(self.latents(self.batch_size))
+        latents = self.latents(self.batch_size)
+        images: Tensor = self.generator(latents) if targets is None else self.generator(latents, targets)
         return images
 
     def step(self, terms: Mapping[str, Tensor]) -> None:
@@ -111,17 +115,19 @@ class Imaging:
     def fresh(self, n: int) -> Tensor:
         """This process's slice of n new images."""
         self.generator.train()  # running statistics lag behind a generator that changes at every round
-        images: Tensor = self.generator(self.latents(n))
+        given = (self.latents(n),) if self.embeddings is None else (self.latents(n), shard(self.setting.targets(n)))
+        images: Tensor = self.generator(*given)
         return images
 
     def about(self) -> dict[str, Any]:
         """What is needed to build the generator again."""
         return {
             "generator": self.name,
-            "latent": self.inputs,
+            "latent": self.config.latent,
             "shape": self.setting.domain.shape,
             "width": self.width,
             "normalisation": self.normalisation,
+            "embeddings": None if self.embeddings is None else list(self.embeddings.shape),
         }
 
     def grown(self) -> dict[str, Tensor]:

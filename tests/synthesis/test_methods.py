@@ -331,9 +331,9 @@ def test_weights_to_keep_are_those_of_a_grown_generator() -> None:
 def test_generators_follow_the_size_and_can_be_built_again() -> None:
     small = Imaging(setting(), load_method("dfq").Config(latent=8, generator_width=4))
     sizes = {"generator": "small", "latent": 8, "shape": (3, 16, 16), "width": 4}
-    assert small.about() == {**sizes, "normalisation": None}
+    assert small.about() == {**sizes, "normalisation": None, "embeddings": None}
     ended = Imaging(setting(), load_method("dafl").Config(latent=8, generator_width=4))
-    assert ended.about() == {**sizes, "normalisation": (COLOUR.mean, COLOUR.std)}
+    assert ended.about() == {**sizes, "normalisation": (COLOUR.mean, COLOUR.std), "embeddings": None}
     at = dataclasses.replace(setting(), domain=dataclasses.replace(COLOUR, shape=(3, 64, 80)))
     assert Imaging(at, load_method("dfq").Config(latent=8, generator_width=2)).name == "dcgan"
 
