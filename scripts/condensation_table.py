@@ -55,11 +55,15 @@ def run_cell(data: str, ipc: int, method: str, budget: str | None, flags: list[s
     if path.exists():
         print(f"{path.name}: there")
         return
-    options = [part for name, value in about["methods"][method].items() for part in (f"--{name}", str(value))]
+    options = [
+        part
+        for name, value in ({"method": method} | about["methods"][method]).items()
+        for part in (f"--{name}", str(value))
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep / path.stem if keep is not None else Path(temporary) / "set"
         datafree(
-            "condense", "--data", data, "--ipc", ipc, "--method", method, "--budget", length,
+            "condense", "--data", data, "--ipc", ipc, "--budget", length,
             "--precision", run["precision"], "--threads", run["threads"], "--seed", run["seed"],
             "--out", folder, "--force", "-q", *options, *flags,
         )  # fmt: skip
@@ -112,7 +116,7 @@ def table(data: str, ipc: int, about: dict[str, Any]) -> list[str]:
     for method in about["methods"]:
         known = published.get(method)
         quoted = "–" if known is None else " ± ".join(f"{value:g}" for value in known)
-        found = sorted(RESULTS.glob(f"{data}-{ipc}-{method}-*.json"))
+        found = sorted(RESULTS.glob(f"{data}-{ipc}-{method}-[0-9]*.json"))
         if not found:
             lines.append(f"| {method} | {about['run']['budget']} | not run | | {quoted} | | | | | |")
         for path in found:

@@ -26,13 +26,12 @@ def named(value: Any) -> Any:
     return re.sub(r"(?<![\w.])[^\s:'\"=]*/(?=[^/\s]+)", "", value) if isinstance(value, str) else value
 
 
-def keep(run: Path, name: str) -> Path:
+def keep(run: Path, path: Path) -> Path:
     """Writes the manifest, the result and the accuracy's curve of a run."""
     manifest = json.loads((run / "run.json").read_text(encoding="utf-8"))
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     curve = [[row["step"], row["seconds"], row["test/accuracy"]] for row in rows if "test/accuracy" in row]
-    path = RESULTS / f"{name}.json"
     path.write_text(
         json.dumps(named({"curve": curve, "result": result, "run": manifest}), indent=1) + "\n", encoding="utf-8"
     )
@@ -89,7 +88,7 @@ def rendered(readme: str) -> str:
 
 def main(arguments: list[str]) -> None:
     if len(arguments) == 2:
-        print(keep(Path(arguments[0]), arguments[1]))
+        print(keep(Path(arguments[0]), RESULTS / f"{arguments[1]}.json"))
     readme = ROOT / "README.md"
     readme.write_text(rendered(readme.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from datafree.cli.display import Display, table
+from datafree.cli.display import Display, plain, table
 from datafree.cli.methods import Kind, MethodCommand, read_config, resume, saved_and_given
 from datafree.cli.options import given
 from datafree.condensation import METHODS, method_spec
@@ -33,6 +33,7 @@ KIND = Kind(
         click.Option(["--resume"], is_flag=True, help="go on with the run in --out; takes no other flag"),
         click.Option(["--config"], metavar="RUN.JSON", help="rerun a saved run; flags beside it override it"),
         click.Option(["--force"], is_flag=True, help="overwrite the run in --out"),
+        click.Option(["--dry-run"], is_flag=True, help="print what would be run, and stop"),
         click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors only"),
     ],
 )  # fmt: skip
@@ -55,7 +56,7 @@ def condense(**values: Any) -> None:
     common, own = given(values, CondenseConfig), given(values, method_config)
     out, quiet = values["out"], values["quiet"]
     if values["resume"]:
-        others = [*common, *own, *(n for n in ("config", "force") if values[n])]
+        others = [*common, *own, *(n for n in ("config", "force", "dry_run") if values[n])]
         _print_result(resume(KIND, "resume_condense", out, others, quiet), quiet)
         return
     if values["config"] is not None:
@@ -65,6 +66,9 @@ def condense(**values: Any) -> None:
     method_config(**own)  # an impossible value is an error before torch is loaded
     from datafree import jobs
 
+    if values["dry_run"]:
+        _print_plan(jobs.dry_run_condense(config, **own))
+        return
     with Display(quiet) as display:
         result = jobs.condense(config, out=out, force=values["force"], say=display.say, show=display.show, **own)
     _print_result(result, quiet)
@@ -74,9 +78,10 @@ def _print_result(result: Any, quiet: bool) -> None:
     if quiet or not result.metrics:
         return
     m = result.metrics
+    stored, decoded = _budget(m)
     rows = [
-        ("condensed", f"{m['data']} by {m['method']}, {m['stored_images']:,} images ({m['stored_floats']:,} floats)"),
-        ("decoded", f"{m['decoded_images']:,} images; labels {m['label_bytes']:,} bytes"),
+        ("condensed", f"{m['data']} by {m['method']}, {stored}"),
+        ("decoded", decoded),
         ("time", f"{m['total_seconds']:.0f} s for {m['steps']:,} steps, {m['preparation_seconds']:.0f} s before"),
         ("peak memory", f"{m['peak_rss_mb']:,.0f} MB"),
         ("set", str(result.path / "condensed.safetensors")),
@@ -84,3 +89,28 @@ def _print_result(result: Any, quiet: bool) -> None:
         ("score it", f"datafree evaluate {result.path}"),
     ]
     click.echo(table(rows))
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    resolved = {**plan["config"], "device": plan["machine"]["device"], **plan["method_options"]}
+    rows = [(name, plain(value)) for name, value in resolved.items() if value is not None]
+    about, (stored, decoded) = plan["networks"], _budget(plan["budget"])
+    rows += [
+        (
+            "networks",
+            f"{about['arch']}: {about['parameters']:,} parameters, {about['multiply_adds']:,} multiply-adds",
+        ),
+        ("stored", stored),
+        ("decoded", decoded),
+        *(("beforehand", line) for line in plan["beforehand"] or ["nothing"]),
+        *(("choice", line) for line in plan["choices"]),
+    ]
+    click.echo(table(rows))
+
+
+def _budget(costs: dict[str, Any]) -> tuple[str, str]:
+    """What a set stores, and what it is decoded to."""
+    return (
+        f"{costs['stored_images']:,} images ({costs['stored_floats']:,} floats)",
+        f"{costs['decoded_images']:,} images; labels {costs['label_bytes']:,} bytes",
+    )

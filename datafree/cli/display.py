@@ -103,3 +103,8 @@ def table(rows: list[tuple[str, str]]) -> str:
 
 def percent(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2%}"
+
+
+def plain(value: Any) -> str:
+    """A value of a configuration as it is typed."""
+    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple | list) else str(value)

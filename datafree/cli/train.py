@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from datafree.cli.display import Display, percent, table
+from datafree.cli.display import Display, percent, plain, table
 from datafree.cli.methods import Kind, MethodCommand, read_config, resume, saved_and_given
 from datafree.cli.options import given
 from datafree.config import TrainConfig
@@ -96,7 +96,7 @@ def _print_result(result: Any, quiet: bool) -> None:
 
 def _print_plan(plan: dict[str, Any]) -> None:
     rows = [
-        (name, _plain(value))
+        (name, plain(value))
         for name, value in {**plan["config"], "device": plan["machine"]["device"], **plan["method_options"]}.items()
         if value is not None
     ]
@@ -114,7 +114,3 @@ def _print_plan(plan: dict[str, Any]) -> None:
             [*rows, *(("choice", line) for line in plan["choices"]), *(("warning", line) for line in plan["warnings"])]
         )
     )
-
-
-def _plain(value: Any) -> str:
-    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple | list) else str(value)

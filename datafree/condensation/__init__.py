@@ -5,10 +5,12 @@
 * objectives, which are minimised step by step: `terms(synthetic)` gives named, weighted terms that are differentiable
   in the images; `advance(synthetic)` trains inner networks and takes the next expert; `state_dict`/`load_state_dict`
   hold all that a bit-exact resume needs. Where there are such, `first_images(counts)` gives the real images to start
-  from, `first_labels(images, classes)` the first logits of soft labels, and `finish(synthetic)` is called at the end.
+  from, `first_labels(images, classes)` the first logits of soft labels, and `finish(synthetic)` is called at the end,
+  on the images as they are kept.
 * selections, which are made in one go: `build(counts)` gives images (M, C, H, W) in [0, 1] and labels (M,).
 
-Each has a `Config` with its own hyper-parameters and `LOOP`, its defaults for `CondenseConfig`.
+Each has a `Config` with its own hyper-parameters and `LOOP`, its defaults for `CondenseConfig`. Where something is made
+before the first step, `beforehand(setting, config)` gives a line on each such thing, and makes nothing.
 """
 
 from __future__ import annotations

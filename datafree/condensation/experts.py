@@ -179,6 +179,29 @@ def find_experts(setting: Setting, options: TrajectoryOptions) -> Experts:
     return record(setting, scaled_recipe(setting, options))
 
 
+def needed_experts(setting: Setting, options: TrajectoryOptions) -> tuple[str, int]:
+    """A line on the experts that `find_experts` will give, and how many records each has. Makes none.
+
+    Raises:
+        ValueError: as `find_experts`.
+    """
+    if options.expert_folder is not None:
+        found = open_experts(setting, Path(options.expert_folder), options.experts)
+        return f"{found.count} experts: kept in {found.folder}", found.records
+    recipe = scaled_recipe(setting, options)
+    key = _key(_about(setting, recipe))
+    folder = _default_folder(setting, key)
+    missing = recipe.count if folder is None else len(_missing(folder, key, recipe.count))
+    if missing:
+        where = (
+            "have to be made" if missing == recipe.count else f"{missing} have to be made, the others are in {folder}"
+        )
+    else:
+        where = f"kept in {folder}"
+    what = f"{recipe.count} experts of {recipe.steps} steps on {recipe.batch_size} real images"
+    return f"{what}: {where}", recipe.steps // recipe.every
+
+
 def open_experts(setting: Setting, folder: Path, count: int | None = None) -> Experts:
     """The experts in a folder, all or the first `count`. Raises ValueError as `find_experts`."""
     index = _read_index(folder)
@@ -206,16 +229,16 @@ def record(setting: Setting, recipe: Recipe, folder: Path | None = None) -> Expe
     Raises:
         ValueError: a network with batch norm; the folder holds experts of something else.
     """
-    about = {**describe(setting), "recipe": recipe.about(), "format": FORMAT}
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    about = _about(setting, recipe)
+    key = _key(about)
+    folder = folder or _default_folder(setting, key)
     if folder is None:
-        root = setting.cache or Path(parallel.from_first(tempfile.mkdtemp(prefix="datafree-")))
-        folder = root / f"experts-{key}"
+        folder = Path(parallel.from_first(tempfile.mkdtemp(prefix="datafree-"))) / f"experts-{key}"
     records = recipe.steps // recipe.every
     held = _read_index(folder)
     if held is not None and held["key"] != key:
         raise ValueError(f"{folder} holds experts of another recipe, network or data: give another --out")
-    missing = [i for i in range(recipe.count) if about_shard(shard(folder, i), key) is None]
+    missing = _missing(folder, key, recipe.count)
     if missing:
         size = sum(math.prod(shape) for shape in about["network"]["parameters"])
         megabytes = len(missing) * size * (4 + 2 * records) / 1e6
@@ -232,6 +255,24 @@ def record(setting: Setting, recipe: Recipe, folder: Path | None = None) -> Expe
     parallel.latest(0.0)  # all wait for all
     whole = _whole(folder, key, recipe.count)
     return Experts(folder, key, len(whole), records, sum(s["seconds"] for s in whole))
+
+
+def _about(setting: Setting, recipe: Recipe) -> dict[str, Any]:
+    """All that experts depend on."""
+    return {**describe(setting), "recipe": recipe.about(), "format": FORMAT}
+
+
+def _key(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _default_folder(setting: Setting, key: str) -> Path | None:
+    return None if setting.cache is None else setting.cache / f"experts-{key}"
+
+
+def _missing(folder: Path, key: str, count: int) -> list[int]:
+    """The experts whose files are not there or torn."""
+    return [i for i in range(count) if about_shard(shard(folder, i), key) is None]
 
 
 def _whole(folder: Path, key: str, most: int | None) -> list[dict[str, Any]]:

@@ -2,10 +2,11 @@
 
     L = IPC/10 Σ_c ||∇_θ CE(net(A(x_c)), c) - ∇_θ CE(net(A(f(s_c))), c)||²  (or the sum of absolute differences / 50)
 
-Source: Kim et al. 2022, "Dataset condensation via efficient synthetic-data parameterization" (f: a
-stored image is cut into factor x factor patches, which are enlarged; networks are trained on the real
-data, distances take the place of cosines). θ are the convolutions' weights. A is one draw for both batches of a class.
-The factors before the distances are those of the release's rates. Where we differ: docs/condensation/idc.md.
+Source: Kim et al. 2022, "Dataset condensation via efficient synthetic-data parameterization" (f: a stored image is cut
+into factor x factor patches, which are enlarged; networks are trained on the real data, distances take the place of
+cosines). θ are the convolutions' weights. A is one draw for both batches of a class. The factors before the distances
+are those of the release's rates, CutMix in the networks' training is the release's. Where we differ:
+docs/condensation/idc.md.
 """
 
 from __future__ import annotations
@@ -31,10 +32,15 @@ class IDCConfig:
         Literal["auto", "mse", "l1"], "of gradients: squares or absolute values; auto: l1 for grey or large images"
     ] = "auto"
     train_steps: Annotated[int, "steps of a network on the real data between two matches"] = 4
+    cutmix: Annotated[
+        float, "probability that a batch of these steps is mixed (CutMix); above 0 they go without cutout"
+    ] = 0.5
 
     def __post_init__(self) -> None:
         positive(self, "real_batch", "synthetic_batch", "train_steps")
         choice(self, "distance")
+        if not 0 <= self.cutmix <= 1:
+            raise ValueError(f"--cutmix is {self.cutmix}: give a number from 0 to 1")
 
 
 # The release's rates for the images are 5e-3 with squares and 1e-4 with absolute values, at 10 images a class.
@@ -58,7 +64,7 @@ class IDC:
 
     def __init__(self, setting: Setting, config: IDCConfig) -> None:
         self.setting, self.config = setting, config
-        self.networks = Networks(setting, train_steps=config.train_steps)
+        self.networks = Networks(setting, train_steps=config.train_steps, cutmix=config.cutmix)
         channels, *size = setting.domain.shape
         grey_or_large = channels == 1 or min(size) >= 128
         self.distance = config.distance if config.distance != "auto" else "l1" if grey_or_large else "mse"

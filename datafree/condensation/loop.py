@@ -40,6 +40,10 @@ class ImageTrainer:
         groups = [{"params": [p], "lr": self.rates[name], "name": name} for name, p in self.parameters.items()]
         if config.optimizer == "adam":
             self.optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999))
+        elif config.optimizer == "adamw":
+            for group in groups:
+                group["weight_decay"] = IMAGE_DECAY if group["name"] == "images" else 0.0
+            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
         else:
             for group in groups:
                 group["momentum"] = config.image_momentum if group["name"] == "images" else LABEL_MOMENTUM
@@ -59,6 +63,12 @@ class ImageTrainer:
             self.synthetic.project()
         if self.average is not None:
             self.average.lerp_(self.synthetic.images.detach(), 1 - self.config.image_ema)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Makes the synthetic set's images what is kept of them: the result, within [0, 1]. No step follows."""
+        self.synthetic.images.copy_(self.images)
+        self.synthetic.project()
 
     @property
     def images(self) -> Tensor:
@@ -81,6 +91,7 @@ class ImageTrainer:
 
 RATE_LR = 1e-2  # for the logarithm of a learned inner rate
 LABEL_MOMENTUM = 0.9
+IMAGE_DECAY = 0.01  # AdamW's, as torch has it: a step takes rate * decay of each pixel, towards black; labels have none
 
 
 def add_gradients(parameters: list[Any]) -> None:

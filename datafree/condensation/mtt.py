@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from datafree import parallel
-from datafree.condensation.experts import empty_network, find_experts
+from datafree.condensation.experts import empty_network, find_experts, needed_experts
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.unrolling import Batch, Unrolled, attach, quick, unroll
@@ -48,6 +48,12 @@ class MTT:
         self.experts = find_experts(setting, config)
         self.network, self.passes = empty_network(setting), quick(setting)
         self.last_start = last_start(self.experts.records, config)
+
+    @staticmethod
+    def beforehand(setting: Setting, config: TrajectoryOptions) -> list[str]:
+        line, records = needed_experts(setting, config)
+        last_start(records, config)
+        return [line]
 
     def advance(self, synthetic: Synthetic) -> None:
         pass

@@ -27,7 +27,7 @@ from datafree.condensation.loop import add_gradients
 from datafree.condensation.networks import Networks, augmented_pairs, embed, shared_classes
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.condensation.trained import trained_network
+from datafree.condensation.trained import needed_network, trained_network
 from datafree.config import RealBatch, choice, not_negative, positive
 from datafree.evaluation.networks import forward_of, part_size
 
@@ -81,7 +81,7 @@ class NCFM:
         "factor": 2,
         "augmentation": "color_crop_cutout",
         "nets": "trained",
-        "optimizer": "adam",
+        "optimizer": "adamw",
         "image_lr": 0.01,
         "image_momentum": 0.5,
     }
@@ -92,6 +92,10 @@ class NCFM:
         self.judge = trained_network(setting) if config.calibration else None
         self.sampler: Sampler | None = None
         self.optimizer: torch.optim.Optimizer | None = None
+
+    @staticmethod
+    def beforehand(setting: Setting, config: NCFMConfig) -> list[str]:
+        return [needed_network(setting)] if config.calibration else []
 
     def advance(self, synthetic: Synthetic) -> None:
         self.networks.advance()

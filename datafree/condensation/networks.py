@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from datafree import parallel
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
+from datafree.data.mixing import cutmix, mix_labels
 from datafree.evaluation.cost import multiply_adds
 from datafree.evaluation.networks import forward_of, fusible, part_size
 from datafree.losses.precision import raised
@@ -162,6 +163,15 @@ def augmented_pairs(
     return torch.cat(real), torch.cat(made), torch.tensor(classes, device=setting.device)
 
 
+def cut_and_mixed(images: Tensor, labels: Tensor, classes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019) of images (N, C, H, W) with class numbers (N,): images and probabilities (N, classes).
+
+    A class has as much of an image's label as of its pixels. Differentiable in the images.
+    """
+    mixed = cutmix(images, rng)
+    return mixed.images, mix_labels(F.one_hot(labels, classes).to(images), mixed.order, mixed.share)
+
+
 class Networks:
     """`take()` gives the network of a step, `advance()` moves on. The kinds are those of `CondenseConfig.nets`.
 
@@ -176,15 +186,23 @@ class Networks:
         batch_size: real images a training step.
         train_steps: training steps of the pool between two steps on the images.
         keep_initial: keep the first weights too, for `between`.
+        cutmix: probability that a training batch is mixed, in [0, 1]. Where it is above 0, cutout is left out of these
+            batches' augmentation, as in IDC's release.
     """
 
     RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4  # the field's evaluation constants
 
     def __init__(
-        self, setting: Setting, *, batch_size: int = 128, train_steps: int = 1, keep_initial: bool = False
+        self,
+        setting: Setting,
+        *,
+        batch_size: int = 128,
+        train_steps: int = 1,
+        keep_initial: bool = False,
+        cutmix: float = 0.0,
     ) -> None:
         self.setting, self.batch_size, self.train_steps = setting, batch_size, train_steps
-        self.keep_initial = keep_initial
+        self.keep_initial, self.cutmix = keep_initial, cutmix
         self.pool: list[nn.Module] = []
         self.initial: list[dict[str, Tensor]] = []
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -265,8 +283,8 @@ class Networks:
         setting, network = self.setting, self.pool[index].requires_grad_(True).train()
         forward = forward_of(network, setting.precision)
         for _ in range(steps):
-            images, labels = setting.real.batch(self.batch_size, setting.rng)
-            images = setting.augment_each(images).contiguous(memory_format=torch.channels_last)
+            images, labels = self._batch()
+            images = images.contiguous(memory_format=torch.channels_last)
             size = part_size(images) if fusible(network) else len(images)
             for part, wanted in zip(torch.split(images, size), torch.split(labels, size), strict=True):
                 loss = F.cross_entropy(forward(part), wanted, reduction="sum") / len(images)
@@ -274,6 +292,16 @@ class Networks:
             self.optimizers[index].step()
             self.optimizers[index].zero_grad()
             self.ages[index] += 1
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Real images (N, C, H, W), augmented, and class numbers (N,), or where they are mixed probabilities."""
+        setting = self.setting
+        images, labels = setting.real.batch(self.batch_size, setting.rng)
+        images = setting.augment_each(images, but="cutout" if self.cutmix else "")
+        # Without mixing nothing is drawn.
+        if self.cutmix and torch.rand((), generator=setting.rng, device=setting.device).item() < self.cutmix:
+            return cut_and_mixed(images, labels, setting.domain.classes, setting.rng)
+        return images, labels
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datafree.condensation.setting import Setting
-from datafree.condensation.trained import in_batches, trained_network
+from datafree.condensation.trained import in_batches, needed_network, trained_network
 from datafree.config import positive
 from datafree.data.formation import decode, encode
 from datafree.data.mixing import random_resized_crop
@@ -47,6 +47,10 @@ class RDED:
     def __init__(self, setting: Setting, config: RDEDConfig) -> None:
         self.setting, self.config = setting, config
         self.tiles = config.tiles or (2 if min(setting.domain.shape[1:]) >= 64 else 1)
+
+    @staticmethod
+    def beforehand(setting: Setting, config: RDEDConfig) -> list[str]:
+        return [needed_network(setting, config.teacher, selecting=True)]
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (M, C, H, W) in [0, 1], sorted by class, and logits (M, classes)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,10 @@ class Setting:
         drawn = draw(self.augmentation, None, self.rng)
         return tuple(apply(images, drawn, self.augmentation) for images in batches)
 
-    def augment_each(self, images: Tensor) -> Tensor:
-        """A draw for each image, for training networks."""
+    def augment_each(self, images: Tensor, *, but: str = "") -> Tensor:
+        """A draw for each image, for training networks; the family `but` is left out."""
         if self.augmentation is None:
             return images
-        return apply(images, draw(self.augmentation, len(images), self.rng), self.augmentation)
+        families = tuple(name for name in self.augmentation.families if name != but)
+        augmentation = replace(self.augmentation, families=families)
+        return apply(images, draw(augmentation, len(images), self.rng), augmentation)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from datafree import losses, parallel
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.condensation.trained import in_batches, trained_network
+from datafree.condensation.trained import in_batches, needed_network, trained_network
 from datafree.config import not_negative, positive
 from datafree.losses.precision import raised
 from datafree.models import build_model
@@ -65,6 +65,10 @@ class SRe2L:
             raise ValueError(f"--teacher {config.teacher} has no batch norm: take one that has, such as resnet8")
         self.teacher = Teacher(trained_network(setting, config.teacher).network, domain.mean, domain.std)
         self.teacher.classifier.to(setting.device)
+
+    @staticmethod
+    def beforehand(setting: Setting, config: SRe2LConfig) -> list[str]:
+        return [needed_network(setting, config.teacher)]
 
     def first_labels(self, images: Tensor, classes: Tensor) -> Tensor:
         """The teacher's logits (N, classes) of images (N, C, H, W) in [0, 1]."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from datafree.condensation.coresets import herding, k_center, k_means, most_central, nearest_rows
 from datafree.condensation.setting import Setting
-from datafree.condensation.trained import embeddings, trained_network
+from datafree.condensation.trained import embeddings, needed_network, trained_network
 from datafree.data.tensors import to_float
 
 
@@ -69,6 +69,10 @@ class Herding:
     def __init__(self, setting: Setting, config: HerdingConfig) -> None:
         self.setting = setting
 
+    @staticmethod
+    def beforehand(setting: Setting, config: HerdingConfig) -> list[str]:
+        return [needed_network(setting, selecting=True)]
+
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         return _images(self.setting, herding_rows(self.setting, counts, selecting=True))
 
@@ -79,6 +83,10 @@ class KCenter:
 
     def __init__(self, setting: Setting, config: KCenterConfig) -> None:
         self.setting = setting
+
+    @staticmethod
+    def beforehand(setting: Setting, config: KCenterConfig) -> list[str]:
+        return [needed_network(setting, selecting=True)]
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         def select(features: Tensor, n: int) -> Tensor:
@@ -93,6 +101,10 @@ class KMeans:
 
     def __init__(self, setting: Setting, config: KMeansConfig) -> None:
         self.setting = setting
+
+    @staticmethod
+    def beforehand(setting: Setting, config: KMeansConfig) -> list[str]:
+        return [needed_network(setting, selecting=True)]
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         def select(features: Tensor, n: int) -> Tensor:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -74,26 +75,51 @@ def trained_network(
     Raises:
         KeyboardInterrupt: a person asked to stop.
     """
-    seed = (setting.rng.initial_seed() + 1009 * index) % 2**63
     with torch.random.fork_rng(devices=[setting.device] if setting.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        network = _build(setting, arch)
-        name = arch or setting.arch
-        macs = multiply_adds(network, setting.domain.shape)
-        recipe = Recipe(
-            steps=training_steps(setting, macs, selecting=selecting),
-            lr=NORMED_RATE if any(isinstance(m, _BatchNorm) for m in network.modules()) else PLAIN_RATE,
-            precision=setting.precision,
-        )
-        path = _cache_path(setting, name, arch is None, recipe, seed)
+        wanted = _wanted(setting, arch, index, selecting)
+        network, path = wanted.network, wanted.path
         if parallel.rank() == 0 and not _load(network, path):
             where = f", kept in {path}" if path is not None else ""
-            setting.say(f"training {name} on the real data for {recipe.steps} steps of {recipe.batch_size}{where}")
-            train(network, setting, recipe, torch.Generator(setting.device).manual_seed(seed))
-            _save(network, path, setting, name)
+            setting.say(f"training {wanted.what}{where}")
+            train(network, setting, wanted.recipe, torch.Generator(setting.device).manual_seed(wanted.seed))
+            _save(network, path, setting, arch or setting.arch)
     if parallel.world_size() > 1:
         _broadcast(network)
     return network.eval().requires_grad_(False)
+
+
+def needed_network(setting: Setting, arch: str | None = None, *, selecting: bool = False) -> str:
+    """A line on the network that `trained_network` will give: whether it is kept, or has to be trained. Trains none."""
+    with torch.random.fork_rng(devices=[setting.device] if setting.device.type == "cuda" else []):
+        wanted = _wanted(setting, arch, 0, selecting)
+        kept = _load(wanted.network, wanted.path)
+    return f"{wanted.what}: {f'kept in {wanted.path}' if kept else 'has to be trained'}"
+
+
+class _Wanted(NamedTuple):
+    """A network before it is trained, how it is, where it is kept and what is said of it."""
+
+    network: Normalised
+    recipe: Recipe
+    seed: int
+    path: Path | None
+    what: str
+
+
+def _wanted(setting: Setting, arch: str | None, index: int, selecting: bool) -> _Wanted:
+    """Seeds the global generator."""
+    seed = (setting.rng.initial_seed() + 1009 * index) % 2**63
+    torch.manual_seed(seed)
+    network = _build(setting, arch)
+    name = arch or setting.arch
+    macs = multiply_adds(network, setting.domain.shape)
+    recipe = Recipe(
+        steps=training_steps(setting, macs, selecting=selecting),
+        lr=NORMED_RATE if any(isinstance(m, _BatchNorm) for m in network.modules()) else PLAIN_RATE,
+        precision=setting.precision,
+    )
+    what = f"{name} on the real data for {recipe.steps} steps of {recipe.batch_size}"
+    return _Wanted(network, recipe, seed, _cache_path(setting, name, arch is None, recipe, seed), what)
 
 
 def training_steps(setting: Setting, macs: int, *, selecting: bool = False) -> int:

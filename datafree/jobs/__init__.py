@@ -1,6 +1,6 @@
 """The public whole jobs: one call each, from a configuration to a written run. They print nothing."""
 
-from datafree.jobs.condensing import Condensed, condense, resume_condense
+from datafree.jobs.condensing import Condensed, condense, dry_run_condense, resume_condense
 from datafree.jobs.judging import evaluate_set, foreign_set
 from datafree.jobs.loading import load_student, load_teacher
 from datafree.jobs.pretraining import pretrain
@@ -14,6 +14,7 @@ __all__ = [
     "Result",
     "condense",
     "dry_run",
+    "dry_run_condense",
     "evaluate",
     "evaluate_set",
     "foreign_set",

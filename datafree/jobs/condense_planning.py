@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from datafree import parallel
 from datafree.condensation import METHODS, load_method
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import class_counts
-from datafree.config import CondenseConfig, fields_of, replace
+from datafree.condensation.trained import needed_network
+from datafree.config import CondenseConfig, fields_of, parse_duration, replace
 from datafree.data import Data, load_data, validation_split
 from datafree.data.augmentation import Augmentation, parse_augmentation
 from datafree.data.formation import decode
@@ -141,6 +143,12 @@ def condense_plan(
     )
 
 
+def run_clock(config: CondenseConfig) -> Clock:
+    """The clock of a run; a selection has one step."""
+    seconds = parse_duration(config.budget) if config.budget is not None else None
+    return Clock(steps=(config.steps or 1) if seconds is None else None, seconds=seconds)
+
+
 def make_setting(plan: CondensePlan, clock: Clock, say: Callable[[str], None], stop: Callable[[], bool]) -> Setting:
     """What the method is given."""
     config, domain, data, device = plan.config, plan.domain, plan.data, plan.device
@@ -181,6 +189,37 @@ def _augmentation(config: CondenseConfig, domain: Domain) -> Augmentation | None
     return parse_augmentation(
         config.augmentation, mode=config.augmentation_mode, flip=domain.flip, mean=domain.mean, std=domain.std
     )
+
+
+def set_budget(plan: CondensePlan) -> dict[str, int]:
+    """What the set will cost, as `CondensedSet.budget` says it of the one that is made."""
+    config, domain, stored = plan.config, plan.domain, sum(plan.counts)
+    assert config.factor is not None
+    stepwise, own = hasattr(plan.method, "terms"), plan.method.LOOP.get("labels") == "soft"
+    decoded = stored * (config.factor**2 if stepwise else 1)
+    soft = config.labels == "soft" or (config.labels == "learned" and (stepwise or own))
+    return {
+        "stored_floats": stored * math.prod(domain.shape),
+        "stored_images": stored,
+        "decoded_images": decoded,
+        "label_bytes": decoded * domain.classes * 4 if soft else stored * 8,
+    }
+
+
+def beforehand(plan: CondensePlan) -> list[str]:
+    """A line on everything that is made before the first step: what it is, and whether it is kept from before."""
+    config, method = plan.config, plan.method
+    setting = make_setting(plan, run_clock(config), lambda _: None, lambda: False)
+    stated = getattr(method, "beforehand", None)
+    lines: list[str] = [] if stated is None else stated(setting, plan.method_config)
+    stepwise = hasattr(method, "terms")
+    if stepwise and config.init == "herding":
+        lines.append(needed_network(setting))
+    if stepwise and config.labels != "hard" and not hasattr(method, "first_labels"):
+        lines.append(needed_network(setting))
+    if not stepwise and config.labels == "soft" and method.LOOP.get("labels") != "soft":
+        lines.append(needed_network(setting, selecting=True))
+    return list(dict.fromkeys(lines))
 
 
 def set_info(plan: CondensePlan) -> dict[str, Any]:

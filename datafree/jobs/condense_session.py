@@ -13,16 +13,15 @@ from datafree import parallel
 from datafree.condensation.initial import initial_images
 from datafree.condensation.loop import ImageTrainer
 from datafree.condensation.synthetic import Synthetic
-from datafree.config import parse_duration
 from datafree.data.condensed import CondensedSet
 from datafree.data.formation import decode, decoded_labels
 from datafree.data.whitening import Whitening
-from datafree.jobs.condense_planning import CondensePlan, make_setting, set_info
+from datafree.jobs.condense_planning import CondensePlan, make_setting, run_clock, set_info
 from datafree.jobs.machine import random_states, restore_random_states, seed_all
 from datafree.jobs.session import LOG_SECONDS, PICTURES
 from datafree.pictures import grid, png_bytes
 from datafree.runs import Run
-from datafree.training import Clock, Seconds
+from datafree.training import Seconds
 
 Say = Callable[[str], None]
 Show = Callable[[Mapping[str, Any]], None]
@@ -40,8 +39,7 @@ class CondenseSession:
         self.plan, self.run, self.say, self.show, self.stop = plan, folder, say, show, stop
         self.main = parallel.rank() == 0
         seed_all(config.seed)
-        seconds = parse_duration(config.budget) if config.budget is not None else None
-        self.clock = Clock(steps=(config.steps or 1) if seconds is None else None, seconds=seconds)
+        self.clock = run_clock(config)
         self.setting = make_setting(plan, self.clock, say, stop)
         self.seconds = Seconds()
         self.preparation = 0.0
@@ -137,6 +135,15 @@ class CondenseSession:
         names = self.plan.domain.class_names or tuple(map(str, range(self.plan.domain.classes)))
         labels = [names[int(c)] for c in classes[rows]]
         self.run.picture(f"step-{self.clock.step:07d}", png_bytes(grid(images[rows].cpu().float(), labels)))
+
+    def conclude(self) -> None:
+        """The objective's last word, on the images as they are kept (the average, where there is one).
+
+        After the last checkpoint, which holds what steps go on from.
+        """
+        self.trainer.settle()
+        if (finish := getattr(self.objective, "finish", None)) is not None:
+            finish(self.synthetic)
 
     def result_set(self) -> CondensedSet:
         """The condensed set of the moment, brought back into [0, 1]."""

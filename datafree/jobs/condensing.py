@@ -17,7 +17,15 @@ from datafree.config import CondenseConfig, replace
 from datafree.data import Data
 from datafree.data.condensed import CondensedSet
 from datafree.data.wrapped import from_dataset
-from datafree.jobs.condense_planning import CondensePlan, condense_plan, from_manifest, manifest, set_info
+from datafree.jobs.condense_planning import (
+    CondensePlan,
+    beforehand,
+    condense_plan,
+    from_manifest,
+    manifest,
+    set_budget,
+    set_info,
+)
 from datafree.jobs.condense_session import CondenseSession, Say, Show
 from datafree.jobs.machine import prepare
 from datafree.jobs.session import interruptible
@@ -74,6 +82,28 @@ def condense(
         TermError: a term became NaN or infinite.
         Interrupted: Ctrl-C, after saving.
     """
+    plan = _plan(config, data, options)  # whatever is wrong is found before anything is written
+    config = plan.config
+    folder = Run.create(out, f"condense-{config.method}", force=force) if parallel.rank() == 0 else Run(Path())
+    folder.path = Path(parallel.from_first(str(folder.path)))
+    for line in plan.choices:
+        say(line)
+    if parallel.rank() == 0:
+        write_json(folder.path / "run.json", manifest(plan))
+    return _execute(plan, folder, None, say, show)
+
+
+def dry_run_condense(config: CondenseConfig | None = None, *, data: Any = None, **options: Any) -> dict[str, Any]:
+    """Resolves everything and makes nothing: what run.json would hold, the set's budget, what is made beforehand.
+
+    Writes no file. Arguments as for `condense`; what a person can mend raises as there.
+    """
+    plan = _plan(config, data, options)
+    return {**manifest(plan), "budget": set_budget(plan), "beforehand": beforehand(plan)}
+
+
+def _plan(config: CondenseConfig | None, data: Any, options: Mapping[str, Any]) -> CondensePlan:
+    """The plan of `condense`'s arguments."""
     config = config or CondenseConfig()
     given = None
     if isinstance(data, str):
@@ -86,15 +116,7 @@ def condense(
     common = {f.name for f in dataclasses.fields(CondenseConfig)}
     config = replace(config, {k: v for k, v in options.items() if k in common})
     own = {k: v for k, v in options.items() if k not in common}
-    device = prepare(config)
-    plan = condense_plan(config, own, device, given)  # whatever is wrong is found before anything is written
-    folder = Run.create(out, f"condense-{config.method}", force=force) if parallel.rank() == 0 else Run(Path())
-    folder.path = Path(parallel.from_first(str(folder.path)))
-    for line in plan.choices:
-        say(line)
-    if parallel.rank() == 0:
-        write_json(folder.path / "run.json", manifest(plan))
-    return _execute(plan, folder, None, say, show)
+    return condense_plan(config, own, prepare(config), given)
 
 
 def resume_condense(out: str | Path, *, data: Any = None, say: Say = _silent, show: Show = _silent) -> Condensed:
@@ -149,8 +171,7 @@ def _execute(plan: CondensePlan, folder: Run, state: Mapping[str, Any] | None, s
                 if not ended:
                     raise Interrupted(folder.path, "condense")
                 session.save()
-                if (end := getattr(session.objective, "finish", None)) is not None:
-                    end(session.synthetic)
+                session.conclude()
                 session.picture()
                 result = session.result_set()
             metrics = _finish(session, result)

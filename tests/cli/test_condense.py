@@ -68,6 +68,55 @@ def test_resume_and_rerun(cli: Cli) -> None:
     assert "leave out --ipc" in answer.err
 
 
+def plan_of(answer: Any) -> dict[str, str]:
+    assert (answer.status, answer.err) == (0, ""), answer
+    return dict(line.split(None, 1) for line in answer.out.splitlines())
+
+
+def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
+    for flags in ((), ("--out", "set")):
+        rows = plan_of(cli("condense", *QUICK, "--factor", 2, "--dry-run", *flags))
+        assert (rows["method"], rows["ipc"], rows["factor"], rows["init"]) == ("dm", "2", "2", "mosaic")
+        assert (rows["steps"], rows["optimizer"], rows["real_batch"]) == ("2", "sgd", "64")
+        assert rows["device"] in ("cpu", "cuda")
+        assert "multiply-adds" in rows["networks"]
+        assert rows["stored"] == "20 images (1,280 floats)"
+        assert rows["decoded"] == "80 images; labels 160 bytes"
+        assert rows["beforehand"] == "nothing"
+    assert plan_of(cli("condense", "--dry-run"))["steps"] == "200"
+    assert list(tmp_path.iterdir()) == []
+    assert list(Path.home().iterdir()) == []
+    refused(cli("condense", "--ipc", 1000, "--dry-run"), "fewer than the 1000 asked for")
+    answer = cli("condense", "--resume", "--out", "set", "--dry-run")
+    assert (answer.status, "leave out --dry-run" in answer.err) == (2, True), answer
+
+
+def test_a_dry_run_of_a_saved_run_resolves_to_the_same(cli: Cli) -> None:
+    assert cli("condense", *QUICK, "--method", "random", "--out", "set", "-q").status == 0
+    again = plan_of(cli("condense", "--config", "set/run.json", "--dry-run"))
+    first = plan_of(cli("condense", *QUICK, "--method", "random", "--dry-run"))
+    assert again == {name: value for name, value in first.items() if name != "choice"}, "nothing is left to choose"
+
+
+def test_a_dry_run_says_what_is_made_beforehand_and_what_is_kept(cli: Cli) -> None:
+    for method, made in (("sre2l", "resnet8 on the real data"), ("mtt", "experts of")):
+        flags = ("condense", *QUICK, "--method", method)
+        kept = sorted(Path.home().rglob("*"))
+        before = plan_of(cli(*flags, "--dry-run"))
+        assert sorted(Path.home().rglob("*")) == kept
+        assert made in before["beforehand"]
+        assert before["beforehand"].endswith(("has to be trained", "have to be made"))
+        assert cli(*flags, "--out", method, "-q").status == 0
+        after = plan_of(cli(*flags, "--dry-run"))
+        assert f"kept in {Path.home() / '.cache'}" in after["beforehand"]
+        assert {**after, "beforehand": ""} == {**before, "beforehand": ""}
+        costs = json.loads(Path(f"{method}/result.json").read_text())
+        assert after["stored"] == f"{costs['stored_images']:,} images ({costs['stored_floats']:,} floats)"
+        assert after["decoded"] == f"{costs['decoded_images']:,} images; labels {costs['label_bytes']:,} bytes"
+    refused(cli("condense", "--method", "mtt", "--arch", "resnet8", "--dry-run"), "batch norm")
+    refused(cli("condense", *QUICK, "--method", "mtt", "--max-start", 99, "--dry-run"), "too few for --max-start 99")
+
+
 def test_anybodys_images(cli: Cli, small: str) -> None:
     made = cli("condense", "--data", small, "--ipc", 4, "--steps", 2, "--out", "set", "-q")
     assert made.status == 0, made

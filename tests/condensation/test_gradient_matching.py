@@ -21,6 +21,7 @@ from datafree.condensation.class_gradients import class_by_class, class_gradient
 from datafree.condensation.dc import DC, DSA, DCConfig, DSAConfig, loops
 from datafree.condensation.idc import IDC, IDCConfig
 from datafree.condensation.loop import ImageTrainer
+from datafree.condensation.networks import cut_and_mixed
 from datafree.condensation.second_order import constant_conv, first_block, norm_relu_pool
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import Synthetic
@@ -28,6 +29,7 @@ from datafree.config import CondenseConfig
 from datafree.data import Data, load_data
 from datafree.data.augmentation import parse_augmentation
 from datafree.data.formation import decode
+from datafree.data.mixing import cutmix
 from datafree.domain import make_domain
 from datafree.jobs.condense_planning import DEFAULTS
 from datafree.models.convnet import ConvNet
@@ -419,6 +421,68 @@ def test_distances_are_chosen_by_the_images() -> None:
     assert IDC(make_setting(domain=colour), IDCConfig()).distance == "mse"
     large = make_domain(shape=(3, 128, 128), classes=CLASSES, mean=(0.4,) * 3, std=(0.3,) * 3)
     assert IDC(make_setting(domain=large), IDCConfig()).distance == "l1"
+
+
+# IDC's training of networks
+
+
+def test_mixed_labels_have_the_shares_of_the_pixels() -> None:
+    """Images that are their labels: a one where the channel is the class. What is mixed of both is equal."""
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])
+    images = F.one_hot(labels, 3).double()[:, :, None, None].repeat(1, 1, 7, 9).requires_grad_()
+    rng, shares = torch.Generator().manual_seed(0), set()
+    for _ in range(30):
+        mixed, targets = cut_and_mixed(images, labels, 3, rng)
+        torch.testing.assert_close(mixed.mean((2, 3)), targets, **CLOSE)
+        torch.testing.assert_close(targets.sum(1), torch.ones(6).double(), **CLOSE)
+        shares.add(round(float(targets.detach().amax(1).min()), 3))
+        (slope,) = torch.autograd.grad(mixed.sum(), images)
+        assert slope.sum() == images.numel(), "each pixel that is shown has a gradient, wherever it comes from"
+    assert len(shares) > 10, "the box differs from batch to batch"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_networks_are_trained_as_the_release_does(share: float) -> None:
+    """CutMix after the augmentation, with that probability; the loss is the shares' sum of the two labels' losses.
+
+    Where there is CutMix, there is no cutout. Without it the draws are those of a training that never heard of it.
+    """
+    augmentation = parse_augmentation("color_crop_cutout", mode="all", mean=(0.4,), std=(0.3,))
+    changes: dict[str, Any] = {"augmentation": augmentation, "nets": "trained", "net_pool": 1, "net_steps": 9}
+    setting, twin = make_setting(**changes), make_setting(**changes)
+    network = next_network(setting)
+    objective = IDC(setting, IDCConfig(train_steps=6, cutmix=share))
+    objective.networks.batch_size = 5
+    objective.networks.take()
+    objective.networks.advance()
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9, weight_decay=5e-4)
+    if share:
+        twin.augmentation = parse_augmentation("color_crop", mode="all", mean=(0.4,), std=(0.3,))
+    mixed = 0
+    for _ in range(6):
+        images, labels = twin.real.batch(5, twin.rng)
+        images = twin.augment_each(images)
+        if share and float(torch.rand((), generator=twin.rng)) < share:
+            mixed += 1
+            images, order, own = cutmix(images, twin.rng)
+            logits = network(images)
+            loss = own * F.cross_entropy(logits, labels) + (1 - own) * F.cross_entropy(logits, labels[order])
+        else:
+            loss = F.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    assert (mixed == 0, mixed == 6) == (share == 0.0, share == 1.0)
+    torch.randint(1, (1,), generator=twin.rng)  # the next of the pool
+    assert torch.equal(setting.rng.get_state(), twin.rng.get_state())
+    for a, b in zip(objective.networks.pool[0].parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+def test_a_probability_of_mixing_is_one() -> None:
+    for impossible in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"--cutmix is .*: give a number from 0 to 1"):
+            IDCConfig(cutmix=impossible)
 
 
 # On digits

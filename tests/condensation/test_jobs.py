@@ -20,6 +20,7 @@ from datafree.condensation import ABOUT, METHODS, load_method
 from datafree.condensation.synthetic import class_counts
 from datafree.config import CondenseConfig, fields_of
 from datafree.jobs import condense, resume_condense
+from datafree.jobs.condensing import dry_run_condense
 from datafree.runs import CHECKPOINT
 
 OBJECTIVES = [name for name in METHODS if hasattr(load_method(name), "terms")]
@@ -58,7 +59,12 @@ def test_every_method_says_what_it_is_and_has_defaults_that_fit() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_makes_a_set_of_the_digits_in_two_steps(name: str, tmp_path: Path) -> None:
-    result = condense(method=name, steps=2, out=tmp_path / "run", **TINY)
+    plan = dry_run_condense(method=name, steps=2, **TINY)
+    said: list[str] = []
+    result = condense(method=name, steps=2, out=tmp_path / "run", say=said.append, **TINY)
+    assert plan["budget"] == result.set.budget()
+    assert len(plan["beforehand"]) == sum(line.startswith(("training ", "experts: ")) for line in said)
+    assert all(" kept in " in line for line in dry_run_condense(method=name, steps=2, **TINY)["beforehand"])
     images, _ = result.set.decoded()
     assert images.shape[1:] == (1, 8, 8)
     assert result.set.images.min() >= 0
@@ -97,6 +103,32 @@ def test_dm_resumes_to_the_last_bit_with_every_kind_of_networks(nets: str, tmp_p
     assert torch.equal(again.set.images, whole.set.images)
     rows = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert rows == sorted(set(rows)), "steps that were run twice are logged twice"
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "needed"),
+    [
+        ("dm", {"init": "herding"}, 1),
+        ("dm", {"labels": "learned", "init": "herding", "factor": 2}, 1),
+        ("frepo", {}, 0),
+        ("frepo", {"labels": "soft"}, 0),
+        ("ncfm", {"calibration": 0.0}, 0),
+        ("ncfm", {"labels": "soft"}, 1),
+        ("random", {"labels": "soft"}, 1),
+        ("random", {"labels": "learned"}, 0),
+        ("rded", {"labels": "learned", "factor": 3}, 1),
+        ("rded", {"labels": "hard"}, 1),
+    ],
+)
+def test_a_dry_run_foresees_what_options_need(
+    method: str, options: dict[str, Any], needed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datafree.condensation.trained.train", lambda *_: None)  # networks as they are initialised
+    plan = dry_run_condense(method=method, steps=1, **options, **TINY)
+    said: list[str] = []
+    result = condense(method=method, steps=1, out=tmp_path / "run", say=said.append, **options, **TINY)
+    assert plan["budget"] == result.set.budget()
+    assert len(plan["beforehand"]) == sum(line.startswith("training ") for line in said) == needed
 
 
 def test_what_is_written(tmp_path: Path) -> None:
