@@ -240,7 +240,8 @@ class TrainConfig(OptimisationConfig, MachineConfig):
     student: Annotated[str | None, "student: a name or file.py:function; default: the next smaller network"] = None
     method: Annotated[str, "synthesis method (datafree list methods)"] = "dfq"
     source: Annotated[
-        str | None, "instead of a method's images condensed:FOLDER, or both half and half: condensed:FOLDER+METHOD"
+        str | None,
+        "instead of a method's images condensed:FOLDER, both half and half condensed:FOLDER+METHOD, or real data: real",
     ] = None
     data: Annotated[str | None, "domain of the images; its test data, if there, serve the last evaluation only"] = None
     shape: Annotated[str | None, "image size CxHxW, such as 3x32x32, where no data set is named"] = None
@@ -301,7 +302,7 @@ class CondenseConfig(MachineConfig):
     """`datafree condense`: everything but the method's own hyper-parameters. None: the method's default."""
 
     data: Annotated[str, "data set to condense (datafree list data, npz:PATH, imagefolder:PATH)"] = "digits"
-    method: Annotated[str, "condensation method (datafree list condensers)"] = "dm"
+    method: Annotated[str, "condensation method (datafree list condensers)"] = "frepo"
     ipc: Annotated[int | None, "images per class; default: 10"] = None
     images: Annotated[int | None, "images in all, shared out by the classes' sizes; instead of --ipc"] = None
     allow_fewer: Annotated[bool, "take all images of a class that has fewer than asked for"] = False

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from datafree.data.whitening import Whitening
+from datafree.losses.precision import raised
 from datafree.losses.statistics import Statistics
 from datafree.parallel import channel_statistics
 
@@ -22,6 +26,15 @@ class View(NamedTuple):
     logits: Tensor
     features: Tensor | None
     statistics: list[Statistics]
+
+
+class TokenView(NamedTuple):
+    """What one pass showed, with the patches that came out of each attention block, (N, P, D)."""
+
+    logits: Tensor
+    features: Tensor | None
+    statistics: list[Statistics]
+    tokens: list[Tensor]
 
 
 class Normalised(nn.Module):
@@ -77,17 +90,25 @@ def split_entry(network: nn.Module) -> tuple[nn.Module, nn.Module]:
 class Teacher:
     """A trained classifier that is never changed: evaluation mode, no gradients for its parameters.
 
-    It makes no demand on the network: features and batch-norm statistics are read through hooks that live for one pass.
+    It makes no demand on the network: whatever is seen of it is read through hooks that live for one pass.
 
     Args:
         network: from normalised images to logits.
         mean: normalisation, one value a channel.
         std: normalisation, one value a channel.
+
+    Attributes:
+        norms: the batch-norm layers that remember statistics.
+        stand_ins: without such layers, the norm layers that stand in for them (see `look`).
+        attentions: attention blocks: torch's `nn.MultiheadAttention` and timm's `Attention`.
     """
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         self.classifier = Normalised(network, mean, std).eval().requires_grad_(False)
-        self.norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        modules = list(network.modules())
+        self.norms = [m for m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self.stand_ins = [] if self.norms else [m for m in modules if _stands_in(m)]
+        self.attentions = [m for m in modules if _is_attention(m)]
 
     @property
     def network(self) -> nn.Module:
@@ -103,35 +124,116 @@ class Teacher:
         logits: Tensor = self.classifier(images)
         return logits
 
-    def look(self, images: Tensor, *, features: bool = False, statistics: bool = False) -> View:
-        """Logits, and if asked for the penultimate features (N, D) and the batch-norm layers' input statistics.
+    @overload
+    def look(self, images: Tensor, *, features: bool = ..., statistics: bool = ...) -> View: ...
+
+    @overload
+    def look(
+        self, images: Tensor, *, features: bool = ..., statistics: bool = ..., tokens: Literal[True]
+    ) -> TokenView: ...
+
+    def look(
+        self, images: Tensor, *, features: bool = False, statistics: bool = False, tokens: bool = False
+    ) -> View | TokenView:
+        """Logits, and if asked for the penultimate features (N, D), the norm layers' statistics, the attended patches.
 
         The features are the input of the last linear layer (or, failing that, of the last convolution) that ran.
+
+        The statistics are those of the batch-norm layers' inputs, beside what the layers remember. A network without
+        any has nothing that it remembers. There, by our own reading, the layers that normalise each image over several
+        channels (`GroupNorm`, `LayerNorm`), and `InstanceNorm` with running statistics, stand in: the mean and variance
+        of each channel of their normalised activations, before the affine part, beside mean 0 and variance 1. All
+        channels together have these by construction, and a channel of its own is pulled to them. Layers that normalise
+        each channel of each image by itself (`InstanceNorm`, `GroupNorm` with as many groups as channels) are left out:
+        there it is so whatever the image, and nothing would be matched.
+
+        The tokens are the outputs of the attention blocks, (N, P, D) each, in the order of the pass. P patches are the
+        largest square number of tokens; those before them are taken for class tokens and left out.
         """
         seen: list[Statistics] = []
         last: list[Tensor] = []
-        with _hooks(self.network, self.norms if statistics else [], seen, last if features else None):
+        attended: list[Tensor] = []
+        with _hooks(self, seen if statistics else None, last if features else None, attended if tokens else None):
             logits = self(images)
-        return View(logits, last[-1].flatten(1) if last else None, seen)
+        shown = View(logits, last[-1].flatten(1) if last else None, seen)
+        return TokenView(*shown, attended) if tokens else shown
+
+
+def _stands_in(module: nn.Module) -> bool:
+    """Whether a norm layer's channels could have other statistics than 0 and 1 once they are normalised."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups < module.num_channels
+    return isinstance(module, nn.LayerNorm) or (isinstance(module, _InstanceNorm) and module.running_mean is not None)
+
+
+def _is_attention(module: nn.Module) -> bool:
+    # timm has an Attention in several of its files, all with this attribute.
+    named = type(module).__name__ == "Attention" and hasattr(module, "num_heads")
+    return named or isinstance(module, nn.MultiheadAttention)
+
+
+def _remembered(norm: nn.Module, inputs: Tensor) -> Statistics:
+    """The statistics that `Teacher.look` describes, of one layer and its input."""
+    if isinstance(norm, _BatchNorm):
+        assert norm.running_mean is not None and norm.running_var is not None
+        return Statistics(*channel_statistics(inputs), norm.running_mean, norm.running_var)
+    mean, var = channel_statistics(_standardised(norm, raised(inputs)))
+    return Statistics(mean, var, torch.zeros_like(mean), torch.ones_like(var))
+
+
+def _standardised(norm: nn.Module, inputs: Tensor) -> Tensor:
+    """What a norm layer makes of its input before the affine part: (M, C, ...)."""
+    if isinstance(norm, nn.GroupNorm):
+        return F.group_norm(inputs, norm.num_groups, eps=norm.eps)
+    if isinstance(norm, _InstanceNorm):
+        return F.instance_norm(inputs, norm.running_mean, norm.running_var, use_input_stats=False, eps=norm.eps)
+    assert isinstance(norm, nn.LayerNorm)
+    size = tuple(norm.normalized_shape)
+    # Subclasses for maps (torchvision's and timm's LayerNorm2d) take (N, C, H, W) and normalise over C alone.
+    if inputs.dim() == 4 and len(size) == 1 and type(norm) is not nn.LayerNorm and inputs.shape[1] == size[0]:
+        inputs = inputs.movedim(1, -1)
+    return F.layer_norm(inputs, size, eps=norm.eps).reshape(-1, *size)
+
+
+def _patches(attention: nn.Module, output: Any) -> Tensor | None:
+    """The patches (N, P, D) among the tokens that an attention block returned; None if there are not two."""
+    tokens = output[0] if isinstance(output, tuple) else output
+    if tokens.dim() != 3:
+        return None
+    if isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
+        tokens = tokens.transpose(0, 1)
+    count = math.isqrt(tokens.shape[1]) ** 2
+    return tokens[:, -count:] if count > 1 else None
 
 
 @contextmanager
 def _hooks(
-    network: nn.Module, norms: list[_BatchNorm], seen: list[Statistics], last: list[Tensor] | None
+    teacher: Teacher, seen: list[Statistics] | None, last: list[Tensor] | None, attended: list[Tensor] | None
 ) -> Iterator[None]:
+    """Fills the lists that are given during the pass inside."""
+
     def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
-        seen.append(Statistics(*channel_statistics(inputs[0]), norm.running_mean, norm.running_var))
+        assert seen is not None
+        seen.append(_remembered(norm, inputs[0]))
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert last is not None
         last[:] = [inputs[0]]
 
-    handles = [norm.register_forward_pre_hook(observe) for norm in norms]
+    def attend(attention: nn.Module, _: Any, output: Any) -> None:
+        assert attended is not None
+        if (patches := _patches(attention, output)) is not None:
+            attended.append(patches)
+
+    handles = []
+    if seen is not None:
+        handles += [norm.register_forward_pre_hook(observe) for norm in (*teacher.norms, *teacher.stand_ins)]
     if last is not None:
-        heads = [m for m in network.modules() if isinstance(m, nn.Linear)]
-        heads = heads or [m for m in network.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
+        heads = [m for m in teacher.network.modules() if isinstance(m, nn.Linear)]
+        heads = heads or [m for m in teacher.network.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
         handles += [head.register_forward_pre_hook(keep) for head in heads]
+    if attended is not None:
+        handles += [attention.register_forward_hook(attend) for attention in teacher.attentions]
     try:
         yield
     finally:

@@ -88,12 +88,17 @@ class Generator(nn.Module):
         self.to_image = nn.Conv2d(widths[-1], shape[0], 3, padding=1)
         self.output: nn.Module = Standardised(*normalisation) if normalisation is not None else nn.Sigmoid()
 
-    def forward(self, z: Tensor) -> Tensor:
+    def raw(self, z: Tensor) -> Tensor:
+        """The image before its output layer, any real numbers."""
         x = self.linear(z).view(-1, *self.first).contiguous(memory_format=torch.channels_last)
         x = self.norm(x)
         for block, norm in zip(self.blocks, self.norms, strict=True):
             x = F.leaky_relu(norm(block(x)), 0.2, inplace=True)
-        pixels: Tensor = self.output(self.to_image(x)[..., : self.shape[1], : self.shape[2]])
+        cut: Tensor = self.to_image(x)[..., : self.shape[1], : self.shape[2]]
+        return cut
+
+    def forward(self, z: Tensor) -> Tensor:
+        pixels: Tensor = self.output(self.raw(z))
         return pixels
 
 

@@ -37,6 +37,12 @@ def cell_path(data: str, ipc: int, method: str, budget: str) -> Path:
     return RESULTS / f"{data}-{ipc}-{method}-{budget}.json"
 
 
+def row_options(about: dict[str, Any], row: str) -> dict[str, Any]:
+    """Flags of a row: its name is the method unless it says otherwise; the row "default" names none."""
+    options: dict[str, Any] = about["methods"][row]
+    return options if row == "default" else {"method": row} | options
+
+
 def datafree(*arguments: object) -> str:
     """Runs the command line and returns what it prints."""
     command = [sys.executable, "-m", "datafree", *map(str, arguments)]
@@ -55,17 +61,13 @@ def run_cell(data: str, ipc: int, method: str, budget: str | None, flags: list[s
     if path.exists():
         print(f"{path.name}: there")
         return
-    options = [
-        part
-        for name, value in ({"method": method} | about["methods"][method]).items()
-        for part in (f"--{name}", str(value))
-    ]
+    settings = {name: run[name] for name in ("precision", "threads", "seed")} | row_options(about, method)
+    options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep / path.stem if keep is not None else Path(temporary) / "set"
         datafree(
-            "condense", "--data", data, "--ipc", ipc, "--budget", length,
-            "--precision", run["precision"], "--threads", run["threads"], "--seed", run["seed"],
-            "--out", folder, "--force", "-q", *options, *flags,
+            "condense", "--data", data, "--ipc", ipc, "--budget", length, "--out", folder, "--force", "-q",
+            *options, *flags,
         )  # fmt: skip
         scores = json.loads(
             datafree(

@@ -68,7 +68,7 @@ def lines() -> list[str]:
         made += [
             f"## {of['title']}",
             "",
-            "| method | budget | student | agreement | teacher | images | steps | synthesis | distillation | peak | log |",
+            "| method | budget | student | agreement | teacher | images | steps | synthesis | distillation | peak | |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for method in about["methods"]:

@@ -277,6 +277,27 @@ def test_banks_hold_the_global_batch_and_draw_alike(group: Group) -> None:
     assert all(torch.equal(bank.images[:12], banks[-1].images[:12]) for bank in banks)
 
 
+@pytest.mark.parametrize("eviction", ["fifo", "priority"])
+def test_banks_keep_the_priorities_of_the_global_batch(group: Group, eviction: str) -> None:
+    images, priorities, later = torch.rand(36, 1, 2, 2), torch.rand(36), torch.rand(12)
+    banks = [Bank(20, (1, 2, 2), eviction=eviction) for _ in range(group.size + 1)]
+
+    def work(bank: Bank) -> Tensor:
+        for batch, priority in zip(images.chunk(3), priorities.chunk(3), strict=True):
+            bank.add(parallel.shard(batch), parallel.shard(priority))
+        rows = bank.draw(12, torch.Generator().manual_seed(3), exponent=0.7)
+        bank.prioritise(parallel.shard(rows), parallel.shard(later))
+        bank.add(parallel.shard(images[:6]))
+        return bank.draw(24, torch.Generator().manual_seed(4), exponent=0.7)
+
+    drawn = group.run(lambda rank: work(banks[rank]))
+    wanted = alone(lambda: work(banks[-1]))
+    assert all(torch.equal(rows, wanted) for rows in drawn)
+    for bank in banks[:-1]:
+        assert torch.equal(bank.images, banks[-1].images)
+        assert torch.equal(bank.priorities, banks[-1].priorities)
+
+
 # A few rounds of dfq: batch norm in generator, student and the teacher's term, a batch that is cropped and flipped.
 DISTIL = '''
 import contextlib, sys
@@ -368,6 +389,20 @@ def test_rounds_of_dfq_in_ranks_equal_those_of_one(feed: str, group: Group) -> N
     for other in results[1:]:
         for name, value in results[0]["after"].items():
             assert torch.equal(value, other["after"][name]), f"ranks drifted apart in {name}"
+
+
+@pytest.mark.parametrize("name", ["MAD", "CuDFKD", "SSD"])
+def test_rounds_of_its_relatives_in_ranks_equal_those_of_one(name: str, group: Group) -> None:
+    """A slow copy, a queue of features, and draws by priority with what the student made of them."""
+    space: dict[str, Any] = {"__name__": "script"}
+    there = f"from datafree.synthesis.{name.lower()} import {name} as DFQ, {name}Config as DFQConfig"
+    exec(DISTIL.replace("from datafree.synthesis.dfq import DFQ, DFQConfig", there), space)
+    ready = [space["prepare"]("bank", 0) for _ in range(group.size)]
+    results = group.run(lambda rank: ready[rank]())
+    compare(alone(space["prepare"]("bank", 0)), results[0])
+    for other in results[1:]:
+        for key, value in results[0]["after"].items():
+            assert torch.equal(value, other["after"][key]), f"ranks drifted apart in {key}"
 
 
 def launch(folder: Path, *arguments: str, processes: int) -> subprocess.CompletedProcess[str]:

@@ -128,11 +128,191 @@ def test_nothing_is_shown_that_was_not_asked_for(net: Net) -> None:
     assert view.statistics == []
 
 
-def test_networks_without_batch_norm_work() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.BatchNorm2d(2, track_running_stats=False))
-    teacher = Teacher(nn.Sequential(network, nn.Flatten(), nn.Linear(2 * 36, 3)), [0.5], [0.5])
+def plain(*norms: nn.Module) -> Teacher:
+    """A convolution to four channels, the norms, a linear layer; norms with weights of their own."""
+    for norm in norms:
+        for parameter in norm.parameters():
+            nn.init.normal_(parameter)
+    return Teacher(nn.Sequential(nn.Conv2d(1, 4, 3), *norms, nn.Flatten(), nn.Linear(4 * 36, 3)), [0.5], [0.5])
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [
+        (),
+        (nn.BatchNorm2d(4, track_running_stats=False),),
+        # Each channel of each image by itself: mean 0 and variance 1 whatever the image.
+        (nn.GroupNorm(4, 4), nn.InstanceNorm2d(4)),
+    ],
+)
+def test_networks_with_nothing_to_match_work(norms: tuple[nn.Module, ...]) -> None:
+    teacher = plain(*norms)
     assert not teacher.has_statistics
+    assert not teacher.stand_ins
     assert teacher.look(torch.rand(2, 1, 8, 8), statistics=True).statistics == []
+
+
+def test_layers_that_normalise_over_channels_stand_in_for_batch_norm() -> None:
+    """By hand: what a layer makes of its input before the affine part, over the batch and all positions."""
+    teacher = plain(nn.GroupNorm(2, 4), nn.LayerNorm([4, 6, 6]), nn.InstanceNorm2d(4, track_running_stats=True))
+    conv, group, layer, instance = teacher.network[:4]  # type: ignore[index]
+    nn.init.normal_(instance.running_mean)
+    nn.init.uniform_(instance.running_var, 0.5, 2)
+    images = torch.rand(5, 1, 8, 8)
+    assert not teacher.has_statistics
+    seen = teacher.look(images, statistics=True).statistics
+
+    def whitened(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        return (x - x.mean(dims, keepdim=True)) / (x.var(dims, correction=0, keepdim=True) + 1e-5).sqrt()
+
+    first = conv((images - 0.5) / 0.5)
+    grouped = whitened(first.view(5, 2, 2 * 36), (2,)).view(5, 4, 6, 6)
+    layered = whitened(group(first), (1, 2, 3))
+    third = layer(group(first))
+    running = [t.view(1, -1, 1, 1) for t in (instance.running_mean, instance.running_var)]
+    remembered = (third - running[0]) / (running[1] + 1e-5).sqrt()
+    for found, x in zip(seen, (grouped, layered, remembered), strict=True):
+        torch.testing.assert_close(found.mean, x.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.var, x.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
+        assert torch.equal(found.running_mean, torch.zeros(4))
+        assert torch.equal(found.running_var, torch.ones(4))
+
+
+def test_layers_do_not_stand_in_where_there_is_batch_norm() -> None:
+    teacher = plain(nn.GroupNorm(2, 4), nn.BatchNorm2d(4))
+    assert teacher.has_statistics
+    assert not teacher.stand_ins
+    assert len(teacher.look(torch.rand(2, 1, 8, 8), statistics=True).statistics) == 1
+
+
+class MapNorm(nn.LayerNorm):
+    """Normalises the channels of maps, as ConvNeXt has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_layer_norm_of_maps_is_over_their_channels() -> None:
+    images = torch.rand(5, 4, 4, 4)  # as wide as deep: which dimension is meant is told by the kind of layer
+    network = nn.Sequential(MapNorm(4), nn.Flatten(), nn.Linear(64, 3))
+    (found,) = Teacher(network, [0.0] * 4, [1.0] * 4).look(images, statistics=True).statistics
+    rows = images.permute(0, 2, 3, 1).reshape(-1, 4)
+    rows = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(found.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.var, rows.var(0, correction=0), rtol=1e-4, atol=1e-5)
+
+
+class Attention(nn.Module):
+    """As timm writes it: one layer for queries, keys and values, and (N, L, D) in and out."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        parts = self.qkv(x).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(*parts)
+        out: Tensor = self.proj(attended.transpose(1, 2).reshape(n, length, width))
+        return out
+
+
+class Transformer(nn.Module):
+    """A vision transformer of two blocks on patches of 2 x 2 pixels, with a class token."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.embed = nn.Conv2d(1, 8, 2, stride=2)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.norms = nn.ModuleList([nn.LayerNorm(8) for _ in range(2)])
+        self.blocks = nn.ModuleList(
+            [
+                Attention(8, 2) if kind == "timm" else nn.MultiheadAttention(8, 2, batch_first=kind == "batch first")
+                for _ in range(2)
+            ]
+        )
+        self.head = nn.Linear(8, 3)
+        self.outputs: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        self.outputs = []
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            y = norm(x)
+            if self.kind == "timm":
+                y = block(y)
+            elif self.kind == "batch first":
+                y, _ = block(y, y, y, need_weights=False)
+            else:
+                y = y.transpose(0, 1)
+                y = block(y, y, y)[0].transpose(0, 1)
+            self.outputs.append(y)
+            x = x + y
+        logits: Tensor = self.head(x[:, 0])
+        return logits
+
+
+KINDS = ["batch first", "sequence first", "timm"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_the_patches_that_leave_the_attention_blocks(kind: str) -> None:
+    network = Transformer(kind)
+    teacher, images = Teacher(network, [0.5], [0.5]), torch.rand(3, 1, 6, 8)
+    assert len(teacher.attentions) == 2
+    # 3 x 4 patches and the class token are 13 tokens; the largest square is 9, so that four are left out.
+    seen = teacher.look(images, tokens=True)
+    assert [t.shape for t in seen.tokens] == [(3, 9, 8)] * 2
+    seen = teacher.look(images[..., :6], tokens=True, statistics=True)
+    for found, output in zip(seen.tokens, network.outputs, strict=True):
+        assert torch.equal(found, output[:, 1:])
+    assert [layer.mean.shape for layer in seen.statistics] == [(8,)] * 2
+    assert torch.equal(seen.logits, teacher(images[..., :6]))
+    assert hooks(network) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_flow_to_the_images_through_tokens_and_stand_ins(kind: str) -> None:
+    teacher, images = Teacher(Transformer(kind), [0.5], [0.5]), torch.rand(3, 1, 6, 6, requires_grad=True)
+    view = teacher.look(images, statistics=True, tokens=True)
+    for seen in (view.tokens[0], view.tokens[1], view.statistics[0].mean, view.statistics[1].var):
+        (gradient,) = torch.autograd.grad(seen.square().sum(), images, retain_graph=True)
+        assert gradient.abs().sum() > 0
+
+
+def test_layer_norms_statistics_are_over_images_and_tokens() -> None:
+    network = Transformer("timm")
+    images = torch.rand(3, 1, 6, 6)
+    found = Teacher(network, [0.5], [0.5]).look(images, statistics=True).statistics[0]
+    x = network.embed((images - 0.5) / 0.5).flatten(2).transpose(1, 2)
+    rows = torch.cat([network.token.expand(3, -1, -1), x], 1).reshape(-1, 8)
+    rows = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(found.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.var, rows.var(0, correction=0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_usual_encoder_layer_is_seen_without_gradients_too() -> None:
+    """In evaluation mode torch takes a fast path past the layer's own parts, unless something watches them."""
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    network = nn.Sequential(nn.Conv2d(1, 8, 2, stride=2), nn.Flatten(2), nn.Unflatten(1, (8,)))
+    whole = nn.Sequential(network, Turn(), encoder, nn.Flatten(), nn.Linear(72, 3))
+    with torch.no_grad():
+        view = Teacher(whole, [0.5], [0.5]).look(torch.rand(2, 1, 6, 6), statistics=True, tokens=True)
+    assert [t.shape for t in view.tokens] == [(2, 9, 8)]
+    assert len(view.statistics) == 2
+
+
+class Turn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def test_a_network_without_attention_has_no_tokens(net: Net) -> None:
+    teacher = Teacher(net, MEAN, STD)
+    assert teacher.attentions == []
+    assert teacher.look(torch.rand(2, 3, 8, 8), tokens=True).tokens == []
 
 
 def test_a_network_with_batch_norm_says_so(net: Net) -> None:

@@ -139,6 +139,18 @@ def test_sgd_step_by_hand() -> None:
     assert trainer.rate == 0.25
 
 
+@pytest.mark.parametrize(("clip", "factor"), [(None, 1.0), (2.6, 0.2), (13.0, 1.0), (50.0, 1.0)])
+def test_the_gradient_is_clipped_to_a_norm(clip: float | None, factor: float) -> None:
+    """The gradient is (3, 4, 12), of norm 13, over all parameters together; 2.6 is a fifth of it."""
+    network = nn.Module()
+    network.one, network.two = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    trainer = Trainer(network, config(lr=0.5, momentum=0.0, schedule="constant", gradient_clip=clip))
+    for step in (1, 2):
+        trainer.step({"line": 3 * network.one[0] + 4 * network.one[1], "other": 12 * network.two.sum()}, 0.0)
+        moved = torch.cat([network.one, network.two]).detach()
+        torch.testing.assert_close(moved, -0.5 * step * factor * torch.tensor([3.0, 4.0, 12.0]))
+
+
 def test_adam_is_torchs() -> None:
     network = nn.Linear(3, 2)
     other = copy.deepcopy(network)

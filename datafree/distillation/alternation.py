@@ -57,11 +57,11 @@ class Alternation:
         return self.rounds < self.warmup / (1 - self.warmup) * clock.steps / self.student_steps
 
     def advance(self, clock: Clock) -> Mapping[str, float]:
+        self._keep_pace(clock)
         if not self.due:
             return {}
         self.rounds += 1
         self.due = False
-        self._keep_pace(clock)
         terms: Mapping[str, float] = self.method.update()
         return terms
 

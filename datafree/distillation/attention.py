@@ -39,5 +39,5 @@ def common_maps(student: Maps, teacher: Maps) -> tuple[list[Tensor], list[Tensor
     """
     sizes = [size for size in student if size in teacher]
     if not sizes:
-        raise ValueError("--attention: student and teacher have no maps of one size; leave it out")
+        raise ValueError("--attention: student and teacher have no maps of one size; leave it out with --attention 0")
     return [student[size] for size in sizes], [teacher[size] for size in sizes]

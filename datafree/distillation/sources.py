@@ -1,4 +1,4 @@
-"""What a student learns from beside a synthesis method's own images: a condensed set, alone or mixed in."""
+"""What a student learns from beside a synthesis method's own images: a condensed set, alone or mixed in; real data."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from datafree.config import StudentSteps
 from datafree.data.augmentation import apply, draw, parse_augmentation
 from datafree.data.condensed import CondensedSet
+from datafree.data.tensors import to_float
 from datafree.parallel import shard
 from datafree.synthesis.setting import Batch, Setting
 
@@ -43,6 +45,7 @@ class CondensedImages:
         "weight_decay": 5e-4,
         "augment": True,
     }
+    NEEDS_GRADIENTS = False
 
     def __init__(self, setting: Setting, condensed: CondensedSet) -> None:
         self.setting, self.config = setting, CondensedConfig()
@@ -58,6 +61,37 @@ class CondensedImages:
         rows = torch.randint(len(self.images), (n,), generator=rng, device=device)
         draws = draw(self.augmentation, n, rng).shard()
         return Batch(apply(self.images[shard(rows)], draws, self.augmentation).clamp(0, 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class RealImages:
+    """The training images themselves, the ceiling of every data-free row; stands where a synthesis method stands.
+
+    The teacher labels what it sees: no label of the data is used. Images are drawn with replacement.
+
+    Args:
+        setting: the run's.
+        images: uint8 (N, C, H, W).
+    """
+
+    Config = CondensedConfig
+    STUDENT: Mapping[str, Any] = CondensedImages.STUDENT
+    NEEDS_GRADIENTS = False
+
+    def __init__(self, setting: Setting, images: Tensor) -> None:
+        self.setting, self.config, self.images, self.made = setting, CondensedConfig(), images, 0
+
+    def update(self) -> dict[str, float]:
+        return {}
+
+    def sample(self, n: int) -> Batch:
+        rows = torch.randint(len(self.images), (n,), generator=self.setting.rng, device=self.setting.device)
+        return Batch(to_float(self.images[shard(rows)]))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -91,8 +125,9 @@ class Mixed:
         return terms
 
     def sample(self, n: int) -> Batch:
-        theirs = self.method.sample(n - n // 2)
-        return Batch(torch.cat([theirs.images, self.condensed.sample(n // 2).images]))
+        theirs, ours = self.method.sample(n - n // 2), self.condensed.sample(n // 2).images
+        weights = None if theirs.weights is None else torch.cat([theirs.weights, torch.ones_like(ours[:, 0, 0, 0])])
+        return Batch(torch.cat([theirs.images, ours]), weights, theirs.extras)  # extras are of the first rows
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.method.state_dict()
@@ -103,13 +138,13 @@ class Mixed:
 
 
 def parse_source(source: str) -> tuple[str, str | None]:
-    """ "condensed:PATH" or "condensed:PATH+METHOD" as path and method.
+    """ "condensed:PATH" or "condensed:PATH+METHOD" as path and method; "real", the data's own images, is not for here.
 
     Raises:
         ValueError: anything else.
     """
     kind, _, rest = source.partition(":")
     if kind != "condensed" or not rest:
-        raise ValueError(f"--source {source}: give condensed:PATH, or condensed:PATH+METHOD to mix")
+        raise ValueError(f"--source {source}: give condensed:PATH, condensed:PATH+METHOD to mix, or real")
     path, plus, method = rest.rpartition("+")
     return (path, method) if plus and method.isidentifier() else (rest, None)

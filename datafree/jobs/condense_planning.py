@@ -51,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "clip": "step",
 }
 IPC = 10
+FEW = 5  # images a class; below it a method's `FEW_IMAGES` stand in for its `LOOP`
 LENGTH = {"budget": "10m"}
 EMBEDDED_LENGTH = {"steps": 200}
 
@@ -70,6 +71,12 @@ class CondensePlan:
     counts: list[int]
     device: torch.device
     choices: list[str]
+
+
+def _images_a_class(config: CondenseConfig, domain: Domain) -> float:
+    if config.images is not None:
+        return config.images / domain.classes
+    return float(IPC if config.ipc is None else config.ipc)
 
 
 def condense_plan(
@@ -99,7 +106,11 @@ def condense_plan(
         choices.append(f"networks: {arch} (by the size of the images; --arch names others)")
     values = {**DEFAULTS, **method.LOOP}
     asked = {name: getattr(config, name) for name in values if getattr(config, name) is not None}
-    if asked.get("factor", 1) > 1 and "init" not in asked and values["init"] == "real":
+    few = hasattr(method, "FEW_IMAGES") and _images_a_class(config, domain) < FEW and min(domain.shape[1:]) >= 16
+    if few and "factor" not in asked:
+        values |= method.FEW_IMAGES
+        choices.append(f"factor: {values['factor']} (fewer than {FEW} images a class; --factor sets another)")
+    if {**values, **asked}["factor"] > 1 and "init" not in asked and values["init"] == "real":
         values["init"] = "mosaic"
         choices.append("init: mosaic (real images scaled down to fill --factor)")
     if asked.get("zca") and domain.shape[0] == 1:

@@ -16,14 +16,16 @@ from datafree.config import TrainConfig, fields_of, replace
 from datafree.data import Data, data_domain, find_data, load_data
 from datafree.data.condensed import CondensedSet, load_condensed
 from datafree.data.sources import split_name
-from datafree.distillation.sources import CondensedImages, Mixed, parse_source
+from datafree.distillation.sources import CondensedImages, Mixed, RealImages, parse_source
 from datafree.domain import DOMAINS, Domain, parse_shape
 from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.models import build_model, next_smaller
+from datafree.models.build import one_line
 from datafree.parallel import world_size
 from datafree.synthesis import METHODS, load_method
 from datafree.synthesis.setting import Setting
+from datafree.teacher import Teacher
 from datafree.training import EPOCH_STEPS, Clock, default_batch_size, make_clock
 
 # Where no length is given: the embedded digits job is short, any other takes half an hour of wall clock.
@@ -34,6 +36,8 @@ BANK_BYTES = 250_000_000
 WITHOUT_NORM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}
 # Learning rates are given for this many images a step; smaller batches take proportionally less.
 RATE_BATCH = 128
+# What stands in a method's place, by the name that messages give it.
+INSTEAD: Mapping[type[Any], str] = {CondensedImages: "condensed", RealImages: "real"}
 # Where a person takes another optimiser than the method's.
 RATES = {"sgd": 0.1, "adam": 1e-3}
 
@@ -46,6 +50,7 @@ class Plan:
     method: type[Any]
     method_config: Any
     condensed: CondensedSet | None
+    real: Data | None
     prior: torch.Tensor | None
     set_by_user: tuple[str, ...]
     teacher: LoadedTeacher
@@ -62,12 +67,17 @@ class Plan:
     @property
     def made_by(self) -> str:
         """Where the student's images come from, for the result."""
+        if self.method is RealImages:
+            return "real data"
         if self.condensed is None:
             return self.config.method
         return "condensed" if self.method is CondensedImages else f"condensed+{self.config.method}"
 
     def build_method(self, setting: Setting) -> Any:
-        """The method, the condensed set in its place, or both."""
+        """The method, the condensed set or real data in its place, or method and set."""
+        if self.real is not None:
+            assert self.real.x_train is not None
+            return RealImages(setting, self.real.x_train)
         if self.condensed is None:
             return self.method(setting, self.method_config)
         images = CondensedImages(setting, self.condensed)
@@ -94,7 +104,7 @@ def make_plan(
     choices: list[str] = []
     config, method, condensed = _source(config, choices)
     config, options = _preset(config, method, options)
-    method_config = method_options("condensed" if method is CondensedImages else config.method, method, options)
+    method_config = method_options(INSTEAD.get(method, config.method), method, options)
     embedded = config.teacher is None
     source = embedded_teacher if config.teacher is None else config.teacher
     assert source is not None
@@ -124,14 +134,7 @@ def make_plan(
         defaults |= WITHOUT_NORM
         choices.append("optimiser: adam (the student has no normalisation layers, which the usual rates of sgd need)")
     filled = _fill_optimisation(config, defaults, domain, choices, EMBEDDED_LENGTH if embedded else USUAL_LENGTH)
-    needed = getattr(method, "NEEDS_STATISTICS", None)
-    if needed and getattr(method_config, needed) and not teacher.teacher.has_statistics:
-        if needed in options:
-            raise ValueError(
-                f"--{needed} {options[needed]:g}: the teacher has no batch norm, so nothing is matched; leave it out"
-            )
-        method_config = dataclasses.replace(method_config, **{needed: 0.0})
-        warnings.append(f"the teacher has no batch norm: the term {needed!r} has nothing to match and is dropped")
+    method_config = _fit_terms(method, method_config, options, teacher.teacher, warnings)
     method_config = _fit_bank(method_config, options, domain, choices)
     test = _test_data(config, domain, choices, device)
     filled = dataclasses.replace(
@@ -146,11 +149,12 @@ def make_plan(
         shape="x".join(map(str, domain.shape)),
         data=_absolute_data(config.data) if config.data is not None or test is None else domain.name,
     )
-    return Plan(
+    plan = Plan(
         config=filled,
         method=method,
         method_config=method_config,
         condensed=condensed,
+        real=_training_data(config, domain, device) if method is RealImages else None,
         prior=_prior(config, domain, device),
         set_by_user=set_by_user,
         teacher=teacher,
@@ -161,12 +165,57 @@ def make_plan(
         choices=choices,
         warnings=warnings,
     )
+    _check_needs(plan)
+    return plan
+
+
+def _check_needs(plan: Plan) -> None:
+    """Looks through the teacher once, and builds the method once, aside: what it lacks is said before a run begins.
+
+    A method says that it never differentiates the teacher by `NEEDS_GRADIENTS = False`, and which of its weights needs
+    penultimate features by `NEEDS_FEATURES`.
+    """
+    method, config, domain = plan.method, plan.config, plan.domain
+    if getattr(method, "NEEDS_GRADIENTS", True):
+        image = torch.full((1, *domain.shape), 0.5, device=plan.device, requires_grad=True)
+        try:
+            seen = plan.teacher.teacher.look(image, features=True)
+            given, why = seen.logits.requires_grad, ""
+        except Exception as error:  # a black box may raise anything
+            given, why = False, f" ({one_line(error)})"
+        if not given:
+            raise ValueError(
+                f"--method {config.method} needs gradients, and the teacher gives none{why}: take --method blackbox, "
+                "which asks it for answers alone"
+            )
+        needed = getattr(method, "NEEDS_FEATURES", None)
+        if needed and getattr(plan.method_config, needed) and seen.features is None:
+            raise ValueError(
+                f"--{needed} needs the features before the teacher's last layer, which cannot be seen: "
+                f"give --{needed} 0"
+            )
+    assert config.batch_size is not None
+    with torch.random.fork_rng(devices=[]):
+        plan.build_method(
+            Setting(
+                teacher=plan.teacher.teacher,
+                student=plan.network,
+                domain=domain,
+                batch_size=config.batch_size,
+                rng=torch.Generator(plan.device),
+                device=plan.device,
+                prior=plan.prior,
+            )
+        )
 
 
 def _source(config: TrainConfig, choices: list[str]) -> tuple[TrainConfig, type[Any], CondensedSet | None]:
     """What --source says: the configuration with its method, the class that makes images, the condensed set."""
     if config.source is None:
         return config, load_method(config.method), None
+    if config.source == "real":
+        choices.append("method: none, the student learns from the data's training images")
+        return config, RealImages, None
     path, name = parse_source(config.source)
     condensed = load_condensed(path)
     if name is None:
@@ -189,7 +238,10 @@ def _preset(
         raise ValueError(f"--preset {config.preset}: unknown to --method {config.method}; {known}")
     values, own = presets[config.preset], {f.name for f in dataclasses.fields(method.Config)}
     defaults = {f.name: f.default for f in fields_of(TrainConfig)}
-    run = {name: value for name, value in values.items() if name not in own and getattr(config, name) == defaults[name]}
+    lengths = ("steps", "epochs", "budget")
+    given = {name for name in defaults if getattr(config, name) != defaults[name]}
+    given |= set(lengths) if given & set(lengths) else set()  # one length goes before any other
+    run = {name: value for name, value in values.items() if name not in own | given}
     return replace(config, run), {**{name: value for name, value in values.items() if name in own}, **options}
 
 
@@ -205,6 +257,16 @@ def _prior(config: TrainConfig, domain: Domain, device: torch.device) -> torch.T
     return shares / shares.sum()
 
 
+def _training_data(config: TrainConfig, domain: Domain, device: torch.device) -> Data:
+    """The training images that --source real distils on."""
+    data = load_data(config.data or domain.name, download=config.download, device=device, splits=("train",))
+    if data.x_train is None:
+        raise ValueError(f"--source real: {config.data or domain.name} has no training images")
+    if data.domain.shape != domain.shape:
+        raise ValueError(f"--source real: the data's images are {data.domain.shape}, the teacher takes {domain.shape}")
+    return data
+
+
 def _check_condensed(condensed: CondensedSet, domain: Domain, source: str) -> None:
     have, want = condensed.domain, domain
     if have.shape != want.shape or have.classes != want.classes:
@@ -215,16 +277,42 @@ def _check_condensed(condensed: CondensedSet, domain: Domain, source: str) -> No
 
 
 def _absolute_source(source: str | None) -> str | None:
-    if source is None:
-        return None
+    if source is None or source == "real":
+        return source
     path, method = parse_source(source)
     return f"condensed:{Path(path).resolve()}" + (f"+{method}" if method else "")
+
+
+def _fit_terms(
+    method: type[Any], method_config: Any, options: Mapping[str, Any], teacher: Teacher, warnings: list[str]
+) -> Any:
+    """Drops the terms that this teacher gives nothing to match to, and says what stands in for batch norm."""
+    patches = getattr(method_config, "patches", None)
+    if patches and not teacher.attentions:
+        raise ValueError(f"--patches {patches:g}: the teacher has no attention blocks; leave it out")
+    needed = getattr(method, "NEEDS_STATISTICS", None)
+    if not needed or not getattr(method_config, needed) or teacher.has_statistics:
+        return method_config
+    if teacher.stand_ins:
+        kinds = " and ".join(sorted({type(norm).__name__ for norm in teacher.stand_ins}))
+        warnings.append(
+            f"the teacher has no batch norm: the term {needed!r} matches the channels of its {kinds} layers with mean "
+            "0 and variance 1 instead"
+        )
+        return method_config
+    if needed in options:
+        raise ValueError(
+            f"--{needed} {options[needed]:g}: the teacher has no batch norm, so nothing is matched; leave it out"
+        )
+    warnings.append(f"the teacher has no batch norm: the term {needed!r} has nothing to match and is dropped")
+    return dataclasses.replace(method_config, **{needed: 0.0})
 
 
 def _fit_bank(method_config: Any, options: Mapping[str, Any], domain: Domain, choices: list[str]) -> Any:
     """Keeps a bank that nobody asked for within BANK_BYTES: large images get fewer places."""
     places = BANK_BYTES // math.prod(domain.shape)
-    if "bank" in options or getattr(method_config, "feed", "") != "bank" or method_config.bank <= places:
+    held = getattr(method_config, "bank", 0) if getattr(method_config, "feed", "bank") == "bank" else 0
+    if "bank" in options or held <= places:
         return method_config
     choices.append(f"bank: {places:,} images ({BANK_BYTES / 1e6:.0f} MB)")
     return dataclasses.replace(method_config, bank=places)
@@ -339,6 +427,6 @@ def expected_memory_mb(plan: Plan) -> int:
     activations = sum(activation_bytes(net, shape, batch) for net in (plan.teacher.teacher.network, plan.network))
     half = 0.5 if plan.config.precision == "bf16" else 1.0
     weights = 4 * (4 * parameters(plan.network) + parameters(plan.teacher.teacher.network))
-    bank = getattr(plan.method_config, "bank", 0) if getattr(plan.method_config, "feed", "") == "bank" else 0
+    bank = getattr(plan.method_config, "bank", 0) if getattr(plan.method_config, "feed", "bank") == "bank" else 0
     libraries = 400e6
     return round((2 * half * activations + weights + bank * shape[0] * shape[1] * shape[2] + libraries) / 1e6)

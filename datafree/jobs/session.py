@@ -264,6 +264,8 @@ def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
         "per_class": {"teacher": scores.teacher_per_class, "student": scores.per_class} if scores else None,
         "warnings": warnings,
     }
+    if (queries := getattr(session.method, "queries", None)) is not None:
+        metrics["queries"] = queries
     if plan.device.type == "cuda":
         metrics["peak_device_mb"] = round(torch.cuda.max_memory_allocated(plan.device) / 1e6, 1)
     write_json(run.path / "result.json", metrics)

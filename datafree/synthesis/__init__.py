@@ -11,6 +11,18 @@ METHODS = {
     "dfad": "datafree.synthesis.dfad:DFAD",
     "dfq": "datafree.synthesis.dfq:DFQ",
     "blend": "datafree.synthesis.blend:Blend",
+    "cmi": "datafree.synthesis.cmi:CMI",
+    "fast": "datafree.synthesis.fast:Fast",
+    "spaceshipnet": "datafree.synthesis.spaceshipnet:SpaceshipNet",
+    "deepinversion": "datafree.synthesis.deepinversion:DeepInversion",
+    "zeroq": "datafree.synthesis.zeroq:ZeroQ",
+    "nayer": "datafree.synthesis.nayer:NAYER",
+    "pre": "datafree.synthesis.pre:PRE",
+    "blackbox": "datafree.synthesis.blackbox:BlackBox",
+    "zskt": "datafree.synthesis.zskt:ZSKT",
+    "mad": "datafree.synthesis.mad:MAD",
+    "cudfkd": "datafree.synthesis.cudfkd:CuDFKD",
+    "ssd": "datafree.synthesis.ssd:SSD",
 }
 
 

@@ -67,6 +67,7 @@ class DAFL:
         "weight_decay": 5e-4,
         "augment": True,
     }
+    NEEDS_FEATURES = "activation"
 
     def __init__(self, setting: Setting, config: DAFLConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
@@ -76,13 +77,13 @@ class DAFL:
         config, imaging = self.config, self.imaging
         imaging.begin_round()
         images = imaging.images()
-        teacher, features, _ = self.setting.teacher.look(images, features=True)
-        assert features is not None
+        teacher, features, _ = self.setting.teacher.look(images, features=config.activation > 0)
         terms = {
             "onehot": config.onehot * losses.onehot(teacher),
             "balance": config.balance * losses.class_balance(teacher, self.setting.prior),
-            "activation": config.activation * losses.activation(features),
         }
+        if features is not None:
+            terms["activation"] = config.activation * losses.activation(features)
         imaging.step(terms)
         imaging.keep(images)
         return {name: float(term.detach()) for name, term in terms.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy
@@ -38,7 +39,8 @@ def class_embeddings(kind: str, setting: Setting) -> Tensor:
     if len(rows) != classes:
         raise ValueError(f"--embedding {kind} has {len(rows)} rows, the teacher {classes} classes: give one a class")
     rows = rows.to(setting.device, torch.float32)
-    return rows * (rows.shape[1] ** 0.5 / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12))
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows * (math.sqrt(rows.shape[1]) / lengths.clamp_min(1e-12))
 
 
 def _classifier_rows(network: nn.Module, classes: int) -> Tensor:

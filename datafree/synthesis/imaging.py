@@ -37,6 +37,13 @@ class GeneratorConfig(Protocol):
     def synthesis_batch(self) -> int | None: ...
 
 
+def choose_generator(name: str, width: int | None, shape: tuple[int, int, int]) -> tuple[str, int]:
+    """Name and width of the generator for images of a shape, where `--generator auto` and no width leave them open."""
+    if name == "auto":
+        name = "dcgan" if min(shape[1:]) >= 64 else "small"
+    return name, width or (16 if shape[0] == 1 else 32)
+
+
 class Imaging:
     """A generator with its Adam, and the store that the student's images are drawn from.
 
@@ -54,11 +61,8 @@ class Imaging:
         self.batch_size = config.synthesis_batch or usual
         if config.feed == "last" and self.batch_size != setting.batch_size:
             raise ValueError(f"--feed last: give --synthesis-batch {setting.batch_size}, as the student's batch")
-        self.name = config.generator
-        if self.name == "auto":
-            self.name = "dcgan" if min(setting.domain.shape[1:]) >= 64 else "small"
-        self.width = config.generator_width or (16 if setting.domain.shape[0] == 1 else 32)
         domain = setting.domain
+        self.name, self.width = choose_generator(config.generator, config.generator_width, domain.shape)
         self.normalisation = domain.pixels if config.output == "standardised" else None
         self.embeddings = embeddings
         size = config.latent + (0 if embeddings is None else embeddings.shape[1])
@@ -90,7 +94,7 @@ class Imaging:
         return shard(torch.randn(n, self.config.latent, generator=setting.rng, device=setting.device))
 
     def images(self, targets: Tensor | None = None) -> Tensor:
-        """A batch with gradients, generator in training mode; of these classes (this process's slice) if any are given."""
+        """A batch with gradients, generator in training mode; of these classes, a process's slice, if any are given."""
         self.generator.train()
         latents = self.latents(self.batch_size)
         images: Tensor = self.generator(latents) if targets is None else self.generator(latents, targets)

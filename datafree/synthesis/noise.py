@@ -1,19 +1,25 @@
 """Noise: the baseline that knows nothing. The student matches the teacher on random images; no generator is trained.
 
 Source: the row "Gaussian noise" of DAFL's Table 1 (Chen et al. 2019). In normalised space the noise is standard normal;
-it is cut to [0, 1] in pixel space, as every image here is.
+it is cut to [0, 1] in pixel space, as every image here is. With `batch_statistics` the teacher's batch norms use the
+noise's own mean and variance, so that later layers see values of the size that they were trained on: Raikwar & Mishra
+2022, "Discovering and overcoming limitations of noise-engineered data-free knowledge distillation".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from datafree.config import choice, positive
-from datafree.parallel import shard
+from datafree.parallel import channel_statistics, shard
 from datafree.synthesis.setting import Batch, Setting
 
 
@@ -22,6 +28,9 @@ class NoiseConfig:
     distribution: Annotated[
         Literal["normal", "uniform"], "of the pixels: N(mean, std) of the domain cut to [0, 1], or U(0, 1)"
     ] = "normal"
+    batch_statistics: Annotated[
+        bool, "the teacher's batch norms use the batch's mean and variance instead of what they remember"
+    ] = False
     student_steps: Annotated[int, "student steps a round; a round makes nothing here"] = 100
 
     def __post_init__(self) -> None:
@@ -41,12 +50,25 @@ class Noise:
         "weight_decay": 0.0,
         "augment": False,
     }
+    NEEDS_GRADIENTS = False
+    NEEDS_GRADIENTS = False
+    PRESETS: Mapping[str, Mapping[str, Any]] = {"official": {"batch_statistics": True, "lr": 1e-3}}
 
     def __init__(self, setting: Setting, config: NoiseConfig) -> None:
+        if config.batch_statistics and not setting.teacher.has_statistics:
+            raise ValueError("--batch-statistics: the teacher has no batch norm; leave it out")
         self.setting, self.config, self.made = setting, config, 0
 
     def update(self) -> dict[str, float]:
         return {}
+
+    def answer(self, images: Tensor) -> Tensor:
+        """The teacher's logits (N, C) of this process's images; it is the same afterwards."""
+        teacher = self.setting.teacher
+        if not self.config.batch_statistics:
+            return teacher(images)
+        with batch_statistics(teacher.norms):
+            return teacher(images)
 
     def sample(self, n: int) -> Batch:
         setting, domain = self.setting, self.setting.domain
@@ -63,3 +85,20 @@ class Noise:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.made = int(state["made"])
+
+
+@contextmanager
+def batch_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Inside, the layers normalise by the global batch's mean and biased variance, and remember nothing of it."""
+
+    def normalise(norm: _BatchNorm, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        (x,) = inputs
+        mean, var = channel_statistics(x)
+        return F.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
+
+    handles = [norm.register_forward_hook(normalise) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -76,7 +76,7 @@ def plan_of(answer: Any) -> dict[str, str]:
 def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     for flags in ((), ("--out", "set")):
         rows = plan_of(cli("condense", *QUICK, "--factor", 2, "--dry-run", *flags))
-        assert (rows["method"], rows["ipc"], rows["factor"], rows["init"]) == ("dm", "2", "2", "mosaic")
+        assert (rows["method"], rows["ipc"], rows["factor"], rows["init"]) == ("frepo", "2", "2", "mosaic")
         assert (rows["steps"], rows["optimizer"], rows["real_batch"]) == ("2", "sgd", "64")
         assert rows["device"] in ("cpu", "cuda")
         assert "multiply-adds" in rows["networks"]

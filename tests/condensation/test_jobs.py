@@ -161,7 +161,7 @@ def test_rerunning_gives_the_same_set_and_another_seed_another(tmp_path: Path) -
 def test_any_dataset_and_any_size(tmp_path: Path) -> None:
     x, y = torch.rand(30, 3, 9, 14), torch.arange(30) % 3
     dataset = torch.utils.data.TensorDataset(x, y)
-    result = condense(data=dataset, ipc=2, steps=2, real_batch=4, out=tmp_path / "run", threads=1)
+    result = condense(data=dataset, method="dm", ipc=2, steps=2, real_batch=4, out=tmp_path / "run", threads=1)
     assert result.set.images.shape == (6, 3, 9, 14)
     assert result.set.labels.tolist() == [0, 0, 1, 1, 2, 2]
 

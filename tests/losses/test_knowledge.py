@@ -1,4 +1,4 @@
-"""KL, L1 and MSE between logits: against published code, numpy, and finite differences."""
+"""KL, JS, L1 and MSE between logits, attention between maps: against published code, numpy, finite differences."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from datafree import losses
 
 PARITY = np.load(Path(__file__).with_name("parity.npz"), allow_pickle=False)
+ZSKT = np.load(Path(__file__).with_name("zskt.npz"), allow_pickle=False)
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
@@ -126,3 +127,69 @@ def test_criteria_are_means_over_samples(name: str) -> None:
     criterion = losses.CRITERIA[name]
     halves = (criterion(s[:4], t[:4], 2.0) + criterion(s[4:], t[4:], 2.0)) / 2
     torch.testing.assert_close(criterion(s, t, 2.0), halves)
+
+
+def test_js_is_the_mean_of_two_relative_entropies() -> None:
+    s, t = (3 * logits(40) for _ in range(2))
+    for temperature in (1.0, 3.0):
+        p, q = (np.exp(log_softmax(x.detach().numpy() / temperature, axis=1)) for x in (t, s))
+        m = (p + q) / 2
+        wanted = (rel_entr(p, m).sum(1) + rel_entr(q, m).sum(1)) / 2
+        found = losses.js_per_sample(s, t, temperature)
+        np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=1e-10)
+        torch.testing.assert_close(found, losses.js_per_sample(t, s, temperature), rtol=1e-12, atol=0)
+        torch.testing.assert_close(losses.disagreement(s / temperature, t / temperature, "js"), found.mean())
+
+
+def test_js_lies_between_zero_and_ln_two_and_stays_finite() -> None:
+    student = torch.tensor([[-200.0, 200.0], [200.0, -200.0], [1.0, 1.0]], requires_grad=True)
+    found = losses.js_per_sample(student, torch.tensor([[200.0, -200.0], [200.0, -200.0], [4.0, 4.0]]))
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    assert found.tolist() == pytest.approx([np.log(2), 0, 0], abs=1e-7)
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_gradients_of_js_by_finite_differences() -> None:
+    assert torch.autograd.gradcheck(lambda s, t: losses.js_per_sample(s, t, 3.0), (logits(), logits()))
+    half = logits().detach().bfloat16()
+    assert losses.js_per_sample(half, half.flip(0)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", list(losses.CRITERIA))
+def test_weights_are_factors_of_the_samples(name: str) -> None:
+    s, t = logits(3).detach(), logits(3).detach()
+    criterion, weights = losses.CRITERIA[name], torch.tensor([2.0, 0.0, 0.5], dtype=torch.float64)
+    each = torch.stack([criterion(s[i : i + 1], t[i : i + 1], 2.0) for i in range(3)])
+    torch.testing.assert_close(criterion(s, t, 2.0, weights), (2 * each[0] + 0.5 * each[2]) / 3)
+    torch.testing.assert_close(criterion(s, t, 2.0, torch.ones(3)), criterion(s, t, 2.0))
+
+
+def test_attention_transfer_equals_published_code() -> None:
+    student = [torch.from_numpy(ZSKT[f"in_student_act{i}"]).requires_grad_() for i in range(2)]
+    teacher = [torch.from_numpy(ZSKT[f"in_teacher_act{i}"]) for i in range(2)]
+    layers = [losses.attention_transfer([a], [b]) for a, b in zip(student, teacher, strict=True)]
+    torch.testing.assert_close(torch.stack(layers), torch.from_numpy(ZSKT["out_at_layers"]), **CLOSE)
+    total = losses.attention_transfer(student, teacher)
+    torch.testing.assert_close(total, layers[0] + layers[1])
+    (float(ZSKT["par_beta"]) * total).backward()  # type: ignore[no-untyped-call]
+    for i, each in enumerate(student):
+        torch.testing.assert_close(each.grad, torch.from_numpy(ZSKT[f"grad_student_act{i}"]), **CLOSE)
+
+
+def test_attention_does_not_see_scale_and_channels() -> None:
+    maps = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    assert losses.attention_transfer([maps], [7 * maps]).item() < 1e-30
+    assert losses.attention_transfer([maps], [maps.repeat(1, 2, 1, 1)]).item() < 1e-30
+    dead = torch.zeros(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    loss = losses.attention_transfer([dead], [maps])  # a map of zeros stays one; the other has length 1
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(1 / 20)
+    assert dead.grad is not None
+    assert dead.grad.isfinite().all()
+
+
+def test_gradients_of_attention_by_finite_differences() -> None:
+    maps = [torch.randn(2, 3, 3, 2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    teacher = [torch.randn(2, 4, 3, 2, dtype=torch.float64) for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda *given: losses.attention_transfer(given, teacher), maps)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import rel_entr, softmax
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -98,6 +99,27 @@ def test_class_balance_of_a_single_class_is_zero_and_finite() -> None:
     assert loss.item() == 0.0
     assert one.grad is not None
     assert one.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("base", [math.e, 10.0])
+def test_class_balance_with_a_prior_is_a_relative_entropy(base: float) -> None:
+    t = torch.randn(7, 5, dtype=torch.float64)
+    prior = torch.tensor([0.4, 0.3, 0.1, 0.15, 0.05], dtype=torch.float64)
+    p = softmax(t.numpy(), axis=1).mean(0)
+    wanted = (rel_entr(p, prior.numpy()).sum() - math.log(5)) / math.log(base)
+    assert losses.class_balance(t, prior, base).item() == pytest.approx(wanted, rel=1e-12)
+    even = torch.full((5,), 0.2, dtype=torch.float64)
+    torch.testing.assert_close(losses.class_balance(t, even, base), losses.class_balance(t, base=base))
+    assert torch.autograd.gradcheck(lambda x: losses.class_balance(x, prior, base), t.requires_grad_())
+
+
+def test_class_balance_is_lowest_for_the_prior_and_finite_for_a_class_left_out() -> None:
+    prior = torch.tensor([0.5, 0.25, 0.25, 0.0])
+    met = (1e3 * torch.eye(4)[[0, 0, 1, 2]]).requires_grad_()
+    assert losses.class_balance(met, prior).item() == pytest.approx(-math.log(4), rel=1e-6)
+    left_out = losses.class_balance(1e3 * torch.eye(4)[[0, 0, 1, 3]], prior)
+    assert left_out.isfinite()
+    assert left_out > losses.class_balance(met, prior) + 1
 
 
 def test_class_balance_in_base_ten_is_that_in_base_e_over_ln_ten() -> None:

@@ -22,7 +22,14 @@ from datafree.teacher import Normalised, Teacher
 COLOUR = Domain(name="colour", shape=(3, 16, 16), classes=5, mean=(0.5,) * 3, std=(0.25,) * 3, flip=True)
 GREY = Domain(name="grey", shape=(1, 8, 8), classes=3, mean=(0.3,), std=(0.3,), flip=False)
 DOMAINS = {"colour": COLOUR, "grey": GREY}
-ONE_STEP = {"dafl": {"onehot", "balance", "activation"}, "dfad": {"adv"}, "dfq": {"onehot", "balance", "bn", "adv"}}
+ONE_STEP = {
+    "dafl": {"onehot", "balance", "activation"},
+    "dfad": {"adv"},
+    "dfq": {"onehot", "balance", "bn", "adv"},
+    "zskt": {"adv"},
+    "cudfkd": {"onehot", "balance", "bn", "adv", "contrast"},
+    "ssd": {"onehot", "balance", "bn", "adv"},
+}
 # What makes every method small and short; each takes what its configuration knows.
 NARROW = {"latent": 8, "generator_width": 4, "bank": 20, "synthesis_batch": None}
 

@@ -1,0 +1,194 @@
+"""MAD: a slow copy of the generator remembers what the student has been shown, so that it is not forgotten.
+
+    θ̃ ← m θ̃ + (1 - m) θ,   L_S = (1 - r) E_z KL(t(G_θ(z)) || s(G_θ(z))) + r E_z KL(t(G_θ̃(z)) || s(G_θ̃(z)))
+
+The generator's own terms are dfq's: statistics, decision, balance, minus the disagreement.
+
+Source: Do et al. 2022, "Momentum adversarial distillation: handling large distribution shifts in data-free knowledge
+distillation". No code was published; what is our reading of it is listed in docs/methods/mad.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from datafree.config import (
+    BankSize,
+    Distance,
+    Feed,
+    FirstNorm,
+    GeneratorLr,
+    GeneratorName,
+    GeneratorSteps,
+    GeneratorWidth,
+    Latent,
+    Masked,
+    NormMomentum,
+    Output,
+    Reset,
+    StudentMode,
+    StudentSteps,
+    SynthesisBatch,
+    Warmup,
+    choice,
+    not_negative,
+    positive,
+    share,
+)
+from datafree.parallel import world_size
+from datafree.synthesis.imaging import Imaging
+from datafree.synthesis.remembered import Remembered
+from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.store import Store
+from datafree.synthesis.terms import add_terms, look_and_judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class MADConfig:
+    copy_momentum: Annotated[float, "share of itself that the generator's slow copy keeps at each step"] = 0.95
+    copy_share: Annotated[float, "share of the student's images that the slow copy makes"] = 0.5
+    adv: Annotated[float, "weight of the disagreement with the student"] = 1.0
+    distance: Distance = "kl"
+    masked: Masked = True
+    bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
+    bn_momentum: NormMomentum = 0.0
+    first_bn: FirstNorm = 1.0
+    onehot: Annotated[float, "weight of the cross-entropy with the teacher's own decision"] = 0.5
+    balance: Annotated[float, "weight of the class balance"] = 5.0
+    latent: Latent = 256
+    generator: GeneratorName = "auto"
+    generator_width: GeneratorWidth = None
+    output: Output = "sigmoid"
+    generator_lr: GeneratorLr = 4e-3
+    generator_steps: GeneratorSteps = 5
+    student_steps: StudentSteps = 40
+    synthesis_batch: SynthesisBatch = None
+    student_mode: StudentMode = "eval"
+    feed: Feed = "bank"
+    bank: BankSize = 10_000
+    reset: Reset = 20
+    warmup: Warmup = 0.1
+
+    def __post_init__(self) -> None:
+        not_negative(self, "adv", "bn", "first_bn", "onehot", "balance", "reset")
+        positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
+        positive(self, "synthesis_batch")
+        share(self, "copy_momentum", "copy_share", "bn_momentum", "warmup")
+        choice(self, "distance", "generator", "output", "student_mode", "feed")
+
+
+class MAD:
+    """One round: `generator_steps` steps of the generator, each followed by its slow copy, which makes a batch too."""
+
+    Config = MADConfig
+    STUDENT: Mapping[str, Any] = {
+        "criterion": "kl",
+        "temperature": 20.0,
+        "optimizer": "sgd",
+        "lr": 0.2,
+        "weight_decay": 5e-4,
+        "augment": True,
+    }
+    NEEDS_STATISTICS = "bn"
+
+    def __init__(self, setting: Setting, config: MADConfig) -> None:
+        self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
+        self.store = self.imaging.store
+        self.past = Store(setting, config.feed, config.bank)
+        self.copy = self._weights()
+        self.remembered = Remembered(config.bn_momentum, config.first_bn)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: t.detach().clone() for name, t in self.imaging.generator.state_dict().items()}
+
+    def update(self) -> dict[str, float]:
+        setting, config, imaging = self.setting, self.config, self.imaging
+        imaging.begin_round()
+        self._renew()
+        adv = 0.0 if setting.pace.warming else config.adv
+        sums: dict[str, Tensor] = {}
+        steps = 0
+        for _ in setting.pace.inner(config.generator_steps):
+            images = imaging.images()
+            judged = look_and_judge(setting, config, self.remembered, images, adv=adv, prior=setting.prior)
+            imaging.step(judged.terms)
+            imaging.keep(images)
+            self._follow()
+            if config.feed != "fresh" and config.copy_share:
+                self.past.keep(self._remade(imaging.batch_size))
+            sums, steps = add_terms(sums, judged.terms), steps + 1
+        self.remembered.remember()
+        return {name: float(value) / steps for name, value in sums.items()}
+
+    def _age(self) -> int:
+        """Rounds that the generator has gone through since its weights were drawn; the first is 0."""
+        rounds = self.imaging.rounds - 1
+        return rounds % self.config.reset if self.config.reset else rounds
+
+    def _renew(self) -> None:
+        """A grown generator replaces the copy of the one before it: the two are not to be averaged."""
+        born_again = self.config.reset and self.imaging.rounds > self.config.reset
+        if born_again and self._age() == self.config.reset // 2:
+            self.copy = self._weights()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """One step of the copy; it stands still while the generator is young again, and its batch norms are its own."""
+        born_again = self.config.reset and self.imaging.rounds > self.config.reset
+        if born_again and self._age() < self.config.reset // 2:
+            return
+        for name, parameter in self.imaging.generator.named_parameters():
+            self.copy[name].lerp_(parameter, 1 - self.config.copy_momentum)
+
+    @torch.no_grad()
+    def _remade(self, n: int) -> Tensor:
+        """This process's slice of n images of the copy."""
+        self.imaging.generator.train()
+        images: Tensor = functional_call(self.imaging.generator, self.copy, (self.imaging.latents(n),))
+        return images
+
+    @property
+    def made(self) -> int:
+        return self.store.made + self.past.made
+
+    def sample(self, n: int) -> Batch:
+        old = int(n * self.config.copy_share) // world_size() * world_size()
+        if not old:
+            return self.imaging.sample(n)
+        new = self._drawn(self.store, n - old, self.imaging.fresh)
+        return Batch(spread(new, self._drawn(self.past, old, self._remade)))
+
+    def _drawn(self, store: Store, n: int, fresh: Callable[[int], Tensor]) -> Tensor:
+        """As the store samples; of a last batch, which is as large as the student's, the first n images."""
+        mine = n // world_size()
+        if self.config.feed == "last" and store.last is not None and mine <= len(store.last):
+            return store.last[:mine].float()
+        return store.sample(n, fresh).images
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "imaging": self.imaging.state_dict(),
+            "past": self.past.state_dict(),
+            "copy": self.copy,
+            "remembered": self.remembered.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.imaging.load_state_dict(state["imaging"])
+        self.past.load_state_dict(state["past"])
+        for name, tensor in self.copy.items():
+            tensor.copy_(state["copy"][name])
+        self.remembered.load_state_dict(state["remembered"])
+
+
+def spread(new: Tensor, old: Tensor) -> Tensor:
+    """Both in one batch, each spread evenly over it: the slices of several processes make up the batch of one."""
+    count = len(new) + len(old)
+    is_old = (torch.arange(count + 1, device=new.device) * len(old) // count).diff()
+    return torch.cat([new, old])[is_old.argsort(stable=True).argsort()]

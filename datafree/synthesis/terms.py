@@ -1,0 +1,84 @@
+"""What dfq asks of an image, for the methods that add to it: remembered, decided, balanced, fought over.
+
+    bn Σ_l (||σ²_l - σ̂²_l|| + ||μ_l - μ̂_l||) + onehot CE(t, argmax t) + balance KL(p̄ || π) - adv D(t, s)
+
+Source: Choi et al. 2020, as in `datafree.synthesis.dfq`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from datafree import losses
+from datafree.synthesis.remembered import Remembered
+from datafree.synthesis.setting import Setting, student_mode
+
+
+class TermsConfig(Protocol):
+    """The fields that `look_and_judge` reads from a method's configuration."""
+
+    @property
+    def distance(self) -> str: ...
+    @property
+    def masked(self) -> bool: ...
+    @property
+    def bn(self) -> float: ...
+    @property
+    def onehot(self) -> float: ...
+    @property
+    def balance(self) -> float: ...
+    @property
+    def student_mode(self) -> str: ...
+
+
+class Judged(NamedTuple):
+    """Weighted terms of a batch, and what the networks made of it."""
+
+    terms: dict[str, Tensor]
+    teacher: Tensor
+    student: Tensor | None
+    features: Tensor | None
+
+
+def look_and_judge(
+    setting: Setting,
+    config: TermsConfig,
+    remembered: Remembered,
+    images: Tensor,
+    *,
+    adv: float,
+    prior: Tensor | None,
+    features: bool = False,
+) -> Judged:
+    """The terms above for this process's images (N, C, H, W), with gradients.
+
+    Args:
+        setting: the method's.
+        config: the method's.
+        remembered: the run's average of the statistics.
+        images: in [0, 1].
+        adv: weight of the disagreement. 0: the student is not asked; below 0: agreement is sought.
+        prior: shares of the classes that the balance asks for, (C,); None: equal ones.
+        features: give the teacher's penultimate features too.
+    """
+    teacher, penultimate, seen = setting.teacher.look(images, features=features, statistics=config.bn > 0)
+    terms = {
+        "onehot": config.onehot * losses.onehot(teacher),
+        "balance": config.balance * losses.class_balance(teacher, prior),
+    }
+    if seen:
+        terms["bn"] = config.bn * remembered.term(seen)
+    student: Tensor | None = None
+    if adv:
+        with student_mode(setting.student, config.student_mode):
+            student = setting.student(images)
+        terms["adv"] = -adv * losses.disagreement(student, teacher, config.distance, config.masked)
+    return Judged(terms, teacher, student, penultimate)
+
+
+def add_terms(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The terms added to what earlier steps of the round came to, without gradient."""
+    return {name: term.detach() + sums[name] if name in sums else term.detach() for name, term in terms.items()}

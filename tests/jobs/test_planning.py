@@ -1,0 +1,71 @@
+"""What a plan makes of a teacher without batch norm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from datafree import jobs
+from datafree.config import TrainConfig
+
+NETWORKS = """
+from torch import nn
+
+def make(*norms):
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *norms, nn.Flatten(), nn.Linear(256, 10))
+
+def group():
+    return make(nn.GroupNorm(2, 4))
+
+def instance():
+    return make(nn.GroupNorm(4, 4))
+
+def plain():
+    return make()
+"""
+
+
+def plan(folder: Path, arch: str, method: str, **options: Any) -> dict[str, Any]:
+    file = folder / "networks.py"
+    file.write_text(NETWORKS)
+    norms = {"group": [nn.GroupNorm(2, 4)], "instance": [nn.GroupNorm(4, 4)], "plain": []}[arch]
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *norms, nn.Flatten(), nn.Linear(256, 10))
+    torch.save(network.state_dict(), folder / "teacher.pt")
+    config = TrainConfig(
+        teacher=str(folder / "teacher.pt"), arch=f"{file}:{arch}", data="digits", student="mlp", method=method, steps=2
+    )
+    return jobs.dry_run(config, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"bn": 2.0}])
+@pytest.mark.parametrize("method", ["deepinversion", "zeroq", "dfq"])
+def test_layers_that_stand_in_are_named_and_the_term_stays(tmp_path: Path, method: str, options: Any) -> None:
+    made = plan(tmp_path, "group", method, **options)
+    assert made["warnings"] == [
+        "the teacher has no batch norm: the term 'bn' matches the channels of its GroupNorm layers with mean 0 and "
+        "variance 1 instead"
+    ]
+    assert made["method_options"]["bn"] > 0
+
+
+@pytest.mark.parametrize("arch", ["instance", "plain"])
+def test_with_nothing_to_match_the_term_is_dropped_or_refused(tmp_path: Path, arch: str) -> None:
+    made = plan(tmp_path, arch, "deepinversion")
+    assert made["warnings"] == ["the teacher has no batch norm: the term 'bn' has nothing to match and is dropped"]
+    assert made["method_options"]["bn"] == 0
+    with pytest.raises(ValueError, match="--bn 2: the teacher has no batch norm, so nothing is matched"):
+        plan(tmp_path, arch, "deepinversion", bn=2.0)
+
+
+def test_patches_without_attention_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--patches 1: the teacher has no attention blocks"):
+        plan(tmp_path, "group", "zeroq", patches=1.0)
+
+
+def test_a_bank_without_a_choice_of_feed_is_counted_too(tmp_path: Path) -> None:
+    small, large = (plan(tmp_path, "plain", "zeroq", bank=size)["expected_memory_mb"] for size in (10, 10_000_000))
+    assert large - small == pytest.approx(640, abs=2)

@@ -1,0 +1,92 @@
+"""What a class is to a generator: rows of the right length and direction, and files that cannot be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from datafree.synthesis.embeddings import class_embeddings
+from datafree.synthesis.setting import Setting
+from datafree.teacher import Teacher
+
+Toy = Callable[..., Setting]
+
+
+@pytest.mark.parametrize("kind", ["teacher", "onehot", "orthogonal", "file"])
+def test_entries_have_the_size_of_normal_draws(toy: Toy, tmp_path: Path, kind: str) -> None:
+    torch.save(torch.rand(4, 9) * 100, tmp_path / "rows.pt")
+    rows = class_embeddings(str(tmp_path / "rows.pt") if kind == "file" else kind, toy())
+    assert rows.dtype == torch.float32
+    assert len(rows) == 4
+    assert not rows.requires_grad
+    torch.testing.assert_close(rows.square().mean(1), torch.ones(4))
+
+
+def test_the_teachers_rows_are_those_of_its_last_layer(toy: Toy) -> None:
+    at = toy()
+    last = [m for m in at.teacher.network.modules() if isinstance(m, nn.Linear)][-1]
+    rows = class_embeddings("teacher", at)
+    assert rows.shape == last.weight.shape
+    torch.testing.assert_close(F.cosine_similarity(rows, last.weight), torch.ones(4))
+
+
+def test_unit_vectors_and_right_angles(toy: Toy) -> None:
+    torch.testing.assert_close(class_embeddings("onehot", toy()), 2 * torch.eye(4))  # length sqrt(4)
+    rows = class_embeddings("orthogonal", toy())
+    torch.testing.assert_close(rows @ rows.T, rows.shape[1] * torch.eye(4), atol=1e-3, rtol=0)
+    assert torch.equal(rows, class_embeddings("orthogonal", toy())), "the run's seed fixes them"
+    at = toy()
+    torch.randn(1, generator=at.rng)
+    assert not torch.equal(rows, class_embeddings("orthogonal", at))
+
+
+def test_many_classes_are_still_at_right_angles(toy: Toy) -> None:
+    rows = class_embeddings("orthogonal", toy(domain=dataclasses.replace(toy().domain, classes=100)))
+    torch.testing.assert_close(rows @ rows.T / rows.shape[1], torch.eye(100), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pt"])
+def test_rows_from_a_file_keep_their_direction(toy: Toy, tmp_path: Path, suffix: str) -> None:
+    given = np.array([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0], [1.0, 1.0]])
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".npy":
+        np.save(path, given)
+    else:
+        torch.save(torch.from_numpy(given), path)
+    wanted = given / np.linalg.norm(given, axis=1, keepdims=True) * math.sqrt(2)
+    torch.testing.assert_close(class_embeddings(str(path), toy()), torch.from_numpy(wanted).float())
+
+
+def test_what_cannot_be_used_is_one_line(toy: Toy, tmp_path: Path) -> None:
+    cases = {
+        "missing.npy": (None, "take teacher, onehot, orthogonal, or a file that exists"),
+        "rows.npy": (np.ones((3, 5)), "has 3 rows, the teacher 4 classes: give one a class"),
+        "flat.npy": (np.ones(4), "give one finite array"),
+        "holes.npy": (np.full((4, 2), np.nan), "give one finite array"),
+        "objects.npy": (np.array([{}, {}], dtype=object), "not a .npy or .pt file with one array"),
+    }
+    for name, (content, text) in cases.items():
+        if content is not None:
+            np.save(tmp_path / name, content, allow_pickle=True)
+        with pytest.raises(ValueError, match=text) as caught:
+            class_embeddings(str(tmp_path / name), toy())
+        assert "\n" not in str(caught.value)
+    (tmp_path / "text.pt").write_text("no tensor")
+    torch.save({"rows": torch.ones(4, 2)}, tmp_path / "many.pt")
+    for name in ("text.pt", "many.pt"):
+        with pytest.raises(ValueError, match=f"--embedding .*{name}: "):
+            class_embeddings(str(tmp_path / name), toy())
+
+
+def test_a_teacher_without_such_a_layer_is_refused(toy: Toy) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())
+    with pytest.raises(ValueError, match="no linear layer of the teacher has 4 outputs; take onehot or orthogonal"):
+        class_embeddings("teacher", toy(teacher=Teacher(network, (0.5,) * 3, (0.25,) * 3)))

@@ -1,0 +1,65 @@
+"""Noise whose teacher answers with the batch's statistics: as a copy in training mode does, and unchanged by it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from datafree import losses
+from datafree.distillation import Alternation
+from datafree.synthesis.noise import Noise, NoiseConfig
+from datafree.synthesis.setting import Setting
+from datafree.training import Clock
+
+Toy = Callable[..., Setting]
+
+
+def test_answers_are_those_of_a_copy_in_training_mode(toy: Toy) -> None:
+    at = toy()
+    method = Noise(at, NoiseConfig(batch_statistics=True))
+    images = torch.rand(16, 3, 8, 8)
+    before = {name: t.clone() for name, t in at.teacher.network.state_dict().items()}
+    twin = copy.deepcopy(at.teacher.classifier).train()
+    torch.testing.assert_close(method.answer(images), twin(images), rtol=1e-4, atol=1e-5)
+    assert (method.answer(images) - at.teacher(images)).abs().max() > 0.1
+    assert all(torch.equal(t, before[name]) for name, t in at.teacher.network.state_dict().items())
+    assert not any(m.training or m._forward_hooks for m in at.teacher.classifier.modules())
+
+
+def test_hooks_are_removed_after_an_error_too(toy: Toy) -> None:
+    at = toy()
+    with pytest.raises(RuntimeError):
+        Noise(at, NoiseConfig(batch_statistics=True)).answer(torch.rand(2, 5, 8, 8))
+    assert not any(m._forward_hooks for m in at.teacher.classifier.modules())
+
+
+def test_without_the_flag_the_teacher_answers_as_it_is(toy: Toy) -> None:
+    at, images = toy(), torch.rand(6, 3, 8, 8)
+    assert torch.equal(Noise(at, NoiseConfig()).answer(images), at.teacher(images))
+
+
+def test_the_student_matches_the_answer(toy: Toy) -> None:
+    at = toy()
+    method = Noise(at, NoiseConfig(batch_statistics=True))
+    state = at.rng.get_state()
+    images = method.sample(8).images
+    at.rng.set_state(state)
+    wanted = losses.kl(at.student.train()(images), method.answer(images))
+    terms = Alternation(method, at, criterion="kl", temperature=1.0, augmented=False).terms(Clock(steps=5))
+    torch.testing.assert_close(terms["kl"], wanted)
+
+
+def test_half_precision_is_taken(toy: Toy) -> None:
+    method, images = Noise(toy(), NoiseConfig(batch_statistics=True)), torch.rand(64, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = method.answer(images)
+    # bf16 keeps 8 bits: 2^-8 of activations of size 1, through two layers.
+    assert (half.float() - method.answer(images)).abs().max() < 0.1
+
+
+def test_a_teacher_without_batch_norm_is_refused(toy: Toy) -> None:
+    with pytest.raises(ValueError, match="--batch-statistics: the teacher has no batch norm"):
+        Noise(toy(norm=False), NoiseConfig(batch_statistics=True))
