@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MAP = 8  # largest side of the last map that the code is read off
+MAP = 4  # largest side of the map that the code is read off
 
 
 class Autoencoder(nn.Module):
