@@ -77,11 +77,11 @@ def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     for flags in ((), ("--out", "set")):
         rows = plan_of(cli("condense", *QUICK, "--factor", 2, "--dry-run", *flags))
         assert (rows["method"], rows["ipc"], rows["factor"], rows["init"]) == ("frepo", "2", "2", "mosaic")
-        assert (rows["steps"], rows["optimizer"], rows["real_batch"]) == ("2", "sgd", "64")
+        assert (rows["steps"], rows["optimizer"], rows["target_batch"]) == ("2", "adam", "256")
         assert rows["device"] in ("cpu", "cuda")
         assert "multiply-adds" in rows["networks"]
         assert rows["stored"] == "20 images (1,280 floats)"
-        assert rows["decoded"] == "80 images; labels 160 bytes"
+        assert rows["decoded"] == "80 images; labels 3,200 bytes"
         assert rows["beforehand"] == "nothing"
     assert plan_of(cli("condense", "--dry-run"))["steps"] == "200"
     assert list(tmp_path.iterdir()) == []

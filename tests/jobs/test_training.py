@@ -364,7 +364,7 @@ def test_without_test_data_there_are_no_scores(tmp_path: Path) -> None:
     ("options", "text"),
     [
         ({"method": "dfg"}, "unknown method 'dfg'"),
-        ({"distance": "l1"}, "--distance belongs to dfad, not to --method dfq"),
+        ({"copy_share": 0.5}, "--copy-share belongs to mad, not to --method dfq"),
         ({"temprature": 3}, "unknown option 'temprature'"),
         ({"student": "resnet9"}, "resnet9"),
         ({"device": "cuda:7"}, "--device cuda:7 is not there"),
