@@ -32,6 +32,12 @@ class NoisyLinear(nn.Module):
         nn.init.normal_(self.weight)
         nn.init.zeros_(self.bias)
 
+    @torch.no_grad()
+    def draw(self, rng: torch.Generator) -> None:
+        """New weights from a generator of random numbers on the CPU."""
+        self.weight.copy_(torch.randn(self.weight.shape, generator=rng))
+        nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """(N, E) of the rows (N, D) that stand at `first` and after it in the batch."""
         layers, inputs = self.weight.shape[:2]

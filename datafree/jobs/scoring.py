@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from datafree.data import load_data
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.generators import GENERATORS, Conditional
+from datafree.generators.noisy import Noisy
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.machine import find_device
 from datafree.jobs.manifest import from_manifest
@@ -117,28 +118,46 @@ def sample(
             f"{source.path} has no generator.safetensors: the run is not finished, or its method has no generator"
         )
     about = _about(file)
-    rows = about.get("embeddings")
-    generator: nn.Module = GENERATORS[about["generator"]](
-        about["latent"] + (rows[1] if rows else 0), tuple(about["shape"]), about["width"], about["normalisation"]
-    )
-    if rows:
-        generator = Conditional(generator, torch.zeros(rows))
+    generator = _generator(about)
     generator.load_state_dict(load_file(file))
     generator.train().to(device)  # batch statistics, as when the student was shown its images
     teacher = run_teacher(source, device).teacher
     folder = Run.create(out, "sample", force=force).path
     (folder / "images").mkdir(exist_ok=True)
-    rng = torch.Generator().manual_seed(seed)
+    rng, made = torch.Generator().manual_seed(seed), 0
     logits: list[Tensor] = []
-    for start in range(0, n, 100):
-        images = generator(torch.randn(100, about["latent"], generator=rng).to(device))[: min(100, n - start)].cpu()
+    while made < n:
+        images = _batch(generator, about, rng, device)[: n - made].cpu()
         images = (images * 255).round().div(255)
         logits.append(teacher(images.to(device)).cpu())
         for i, image in enumerate(images):
-            atomic_write(folder / "images" / f"{start + i:06d}.png", png_bytes(_picture(image)))
+            atomic_write(folder / "images" / f"{made + i:06d}.png", png_bytes(_picture(image)))
+        made += len(images)
     stacked = torch.cat(logits)
     atomic_write(folder / "labels.safetensors", save({"logits": stacked, "probabilities": stacked.softmax(1)}))
     return folder
+
+
+def _generator(about: dict[str, Any]) -> nn.Module:
+    """The generator that `about` describes, its weights still to be loaded."""
+    rows: list[int] = about.get("embeddings") or [0, 0]
+    noisy = "batch" in about
+    size = about["latent"] + (0 if noisy else rows[1])
+    generator: nn.Module = GENERATORS[about["generator"]](
+        size, tuple(about["shape"]), about["width"], about["normalisation"]
+    )
+    if noisy:
+        return Noisy(generator, torch.zeros(rows), about["latent"], about["batch"])
+    return Conditional(generator, torch.zeros(rows)) if rows[0] else generator
+
+
+def _batch(generator: nn.Module, about: dict[str, Any], rng: torch.Generator, device: str) -> Tensor:
+    """A batch of images; a noisy layer is drawn anew for each."""
+    if isinstance(generator, Noisy):
+        generator.noise.draw(rng)
+        classes = torch.arange(about["batch"], device=device) % about["embeddings"][0]
+        return torch.as_tensor(generator(classes))
+    return torch.as_tensor(generator(torch.randn(100, about["latent"], generator=rng).to(device)))
 
 
 def _picture(image: Tensor) -> Any:

@@ -112,8 +112,8 @@ class Session:
 
     def save(self) -> None:
         """Keeps the last good checkpoint where a weight is not finite any more: the next term will say so."""
-        imaging = getattr(self.method, "imaging", None)
-        networks = [self.trainer.network, *([imaging.generator] if imaging is not None else [])]
+        generator = getattr(_maker(self.method), "generator", None)
+        networks = [self.trainer.network, *([generator] if generator is not None else [])]
         sound = all(bool(p.isfinite().all()) for network in networks for p in network.parameters())
         if self.main and sound:
             self.run.save_checkpoint(self.state_dict())
@@ -208,6 +208,11 @@ class Session:
         return images
 
 
+def _maker(method: Any) -> Any:
+    """What holds a method's `generator`, and can say how it is built (`about`) and what its weights are (`grown`)."""
+    return getattr(method, "imaging", method)
+
+
 def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
     """Last evaluation, networks and result.json."""
     plan, run, clock = session.plan, session.run, session.clock
@@ -237,10 +242,10 @@ def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
     }
     network = getattr(session.trainer.result, "network")  # noqa: B009 (a Normalised module)
     save_network(run.path / "student.safetensors", network, about)
-    imaging = getattr(session.method, "imaging", None)
-    if imaging is not None:
-        imaging.generator.load_state_dict(imaging.grown())
-        save_network(run.path / "generator.safetensors", imaging.generator, imaging.about())
+    maker = _maker(session.method)
+    if hasattr(maker, "about"):
+        maker.generator.load_state_dict(maker.grown())
+        save_network(run.path / "generator.safetensors", maker.generator, maker.about())
     metrics = {
         "teacher_accuracy": scores.teacher_accuracy if scores else None,
         "student_accuracy": scores.accuracy if scores else None,

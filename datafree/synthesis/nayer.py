@@ -124,6 +124,7 @@ class NAYER:
         self.setting, self.config, domain = setting, config, setting.domain
         self.batch_size = config.synthesis_batch or min(64, setting.batch_size)
         name, width = choose_generator(config.generator, config.generator_width, domain.shape)
+        self.name, self.width = name, width
         network = Noisy(
             GENERATORS[name](config.latent, domain.shape, width),
             class_embeddings(config.embedding, setting),
@@ -189,6 +190,22 @@ class NAYER:
         self.store.keep(best.held[0])
         self.remembered.remember()
         return {name: float(value) / steps for name, value in sums.items()}
+
+    def about(self) -> dict[str, Any]:
+        """What is needed to build the generator again."""
+        return {
+            "generator": self.name,
+            "latent": self.config.latent,
+            "shape": self.setting.domain.shape,
+            "width": self.width,
+            "normalisation": None,
+            "embeddings": list(self.generator.get_buffer("embeddings").shape),
+            "batch": self.batch_size,
+        }
+
+    def grown(self) -> dict[str, Tensor]:
+        """The generator's weights."""
+        return dict(self.generator.state_dict())
 
     @property
     def made(self) -> int:

@@ -136,6 +136,16 @@ def test_samples_come_with_soft_labels(finished: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(labels["probabilities"].sum(1), torch.ones(7))
 
 
+@pytest.mark.parametrize("method", ["nayer", "blend"])
+def test_generators_that_are_told_classes_are_sampled(method: str, teacher: str, tmp_path: Path) -> None:
+    """As many as asked for, over several batches; the same again for the same seed."""
+    datafree.train(teacher=teacher, out=tmp_path / "run", method=method, steps=2, batch_size=20, threads=1)
+    folders = [datafree.sample(tmp_path / "run", 25, out=tmp_path / str(i), seed=3) for i in range(2)]
+    one, two = (load_file(folder / "labels.safetensors")["logits"] for folder in folders)
+    assert one.shape == (25, 10)
+    assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize(
     "step", [pytest.param(2, marks=pytest.mark.slow), 10, pytest.param(18, marks=pytest.mark.slow)]
 )
