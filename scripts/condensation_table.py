@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))  # for the scripts beside this one
 SPEC = ROOT / "benchmarks" / "condensation.toml"
 RESULTS = ROOT / "benchmarks" / "condensation"
 PAGE = ROOT / "benchmarks" / "README.md"
@@ -29,7 +30,6 @@ def spec() -> dict[str, Any]:
 
 def named(value: Any) -> Any:
     """Files by their names, as in the other results."""
-    sys.path.insert(0, str(ROOT / "scripts"))
     return import_module("keep_result").named(value)
 
 
@@ -86,14 +86,22 @@ def run_cell(data: str, ipc: int, method: str, budget: str | None, flags: list[s
 
 
 def render() -> str:
-    """The page: one table a data set and budget."""
+    """The page: the data-free tables, and one of condensed sets for each data set and size."""
     about = spec()
     name, networks = about["protocol"]["name"], about["protocol"]["networks"]
     lines = [
         "# Results",
         "",
-        "The data-free rows stand in the [main README](../README.md). This page is of condensed sets, rendered by",
-        "`python scripts/condensation_table.py render` from the JSON files beside it, which hold the runs' manifests.",
+        "Rendered by `python scripts/condensation_table.py render` from the JSON files beside it, which hold the runs'",
+        "manifests. Earlier data-free runs of 15 and 30 minutes stand in the [main README](../README.md).",
+        "",
+        "# Without data",
+        "",
+        "One CPU thread a run, two runs side by side, bf16; the last iterate on the whole test set. A row is of one",
+        "seed unless a spread and the number of seeds stand beside it; images, steps, seconds and peak are of the first.",
+        "",
+        *import_module("data_free_table").lines(),
+        "# Condensed sets",
         "",
         f"Protocol `{name}`: {networks} networks (ConvNet-3-128 with instance norm),",
         "last iterate, mean ± standard deviation over the networks, one condensed set a cell (seed 0), whole test set.",

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from datafree.synthesis import METHODS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load_script() -> Any:
-    spec = importlib.util.spec_from_file_location("keep_result", ROOT / "scripts" / "keep_result.py")
+def load_script(name: str = "keep_result") -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -22,6 +24,15 @@ def load_script() -> Any:
 def test_the_readme_shows_the_result_files():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert load_script().rendered(readme) == readme
+
+
+def test_the_page_of_tables_shows_the_result_files():
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert load_script("condensation_table").render() == page
+
+
+def test_every_data_free_method_has_a_row():
+    assert set(load_script("data_free_table").spec()["methods"]) >= set(METHODS)
 
 
 def test_result_files_name_no_folder_of_the_machine_that_made_them():
