@@ -98,7 +98,7 @@ def render() -> str:
         "# Without data",
         "",
         "One CPU thread a run, two runs side by side, bf16; the last iterate on the whole test set. A row is of one",
-        "seed unless a spread and the number of seeds stand beside it; images, steps, seconds and peak are of the first.",
+        "seed unless a spread and the number of seeds stand beside it; images, steps, times and peak are of the first.",
         "",
         *import_module("data_free_table").lines(),
         "# Condensed sets",
