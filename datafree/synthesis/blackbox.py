@@ -30,6 +30,7 @@ from datafree.config import (
     GeneratorWidth,
     Latent,
     Reset,
+    SampleMode,
     StudentSteps,
     SynthesisBatch,
     choice,
@@ -55,6 +56,7 @@ class BlackBoxConfig:
     student_steps: StudentSteps = 5
     synthesis_batch: SynthesisBatch = None
     feed: Feed = "bank"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 20_000
     reset: Reset = 50
 
@@ -62,7 +64,7 @@ class BlackBoxConfig:
         not_negative(self, "reset")
         positive(self, "directions", "epsilon", "latent", "generator_width", "generator_lr", "generator_steps")
         positive(self, "student_steps", "synthesis_batch", "bank")
-        choice(self, "generator", "feed")
+        choice(self, "generator", "feed", "sample_mode")
 
     @property
     def output(self) -> str:

@@ -33,6 +33,7 @@ from datafree.config import (
     Masked,
     Output,
     Reset,
+    SampleMode,
     StudentMode,
     StudentSteps,
     SynthesisBatch,
@@ -73,6 +74,7 @@ class CMIConfig:
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
     feed: Feed = "bank"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 20_000
     reset: Reset = 1
     warmup: Warmup = 0.2
@@ -82,7 +84,7 @@ class CMIConfig:
         positive(self, "contrast_temperature", "contrast_bank", "negatives", "latent", "generator_width")
         positive(self, "generator_lr", "generator_steps", "student_steps", "synthesis_batch", "bank")
         share(self, "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "feed")
+        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
 
 
 # Of the release's scripts for CIFAR. Its pool drops nothing, its second bank holds 40,960 pairs.

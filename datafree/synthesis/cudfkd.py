@@ -36,6 +36,7 @@ from datafree.config import (
     NormMomentum,
     Output,
     Reset,
+    SampleMode,
     StudentMode,
     StudentSteps,
     SynthesisBatch,
@@ -79,6 +80,7 @@ class CuDFKDConfig:
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
     feed: Feed = "bank"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 20_000
     reset: Reset = 20
     warmup: Warmup = 0.1
@@ -88,7 +90,7 @@ class CuDFKDConfig:
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch", "contrast_temperature", "negatives")
         share(self, "begin", "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "feed")
+        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
         if not -1 <= self.easy <= self.adv:
             raise ValueError(f"--easy is {self.easy}: give a number from -1 to --adv {self.adv:g}")
         if not self.begin < self.end <= 1:

@@ -30,6 +30,7 @@ from datafree.config import (
     NormMomentum,
     Output,
     Reset,
+    SampleMode,
     StudentMode,
     StudentSteps,
     SynthesisBatch,
@@ -64,6 +65,7 @@ class DFQConfig:
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
     feed: Feed = "bank"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 20_000
     reset: Reset = 20
     warmup: Warmup = 0.1
@@ -81,7 +83,7 @@ class DFQConfig:
             "synthesis_batch",
         )
         share(self, "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "feed")
+        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
 
 
 class DFQ:
@@ -95,6 +97,34 @@ class DFQ:
         "lr": 0.2,
         "weight_decay": 5e-4,
         "augment": True,
+    }
+    # The common re-implementation, which announces T = 20 and overwrites it.
+    PRESETS: Mapping[str, Mapping[str, Any]] = {
+        "zju": {
+            "batch_size": 256,
+            "epochs": 200.0,
+            "lr": 0.1,
+            "weight_decay": 1e-4,
+            "augment": False,
+            "generator": "large",
+            "generator_width": 64,
+            "generator_lr": 1e-3,
+            "output": "sigmoid",
+            "synthesis_batch": 256,
+            "feed": "fresh",
+            "sample_mode": "eval",
+            "reset": 0,
+            "temperature": 1.0,
+            "adv": 1.0,
+            "masked": False,
+            "bn": 1.0,
+            "onehot": 1.0,
+            "balance": 20.0,
+            "latent": 256,
+            "generator_steps": 1,
+            "student_steps": 10,
+            "warmup": 0.0,
+        },
     }
     NEEDS_STATISTICS = "bn"
 

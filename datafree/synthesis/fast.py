@@ -33,6 +33,7 @@ from datafree.config import (
     NormMomentum,
     Output,
     Reset,
+    SampleMode,
     StudentMode,
     StudentSteps,
     SynthesisBatch,
@@ -76,6 +77,7 @@ class FastConfig:
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
     feed: Feed = "bank"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 20_000
     reset: Reset = 0
     reset_first: Annotated[float, "share of the run after which the first layer is made anew, once; 0: never"] = 0.6
@@ -86,7 +88,7 @@ class FastConfig:
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch", "meta_lr")
         share(self, "bn_momentum", "reset_first", "warmup")
-        choice(self, "meta", "distance", "generator", "output", "student_mode", "feed")
+        choice(self, "meta", "distance", "generator", "output", "student_mode", "feed", "sample_mode")
 
 
 # Of the release's scripts for CIFAR: 20 calls alone, then 200 with 400 student steps each; its pool drops nothing.

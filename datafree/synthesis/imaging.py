@@ -118,7 +118,8 @@ class Imaging:
 
     def fresh(self, n: int) -> Tensor:
         """This process's slice of n new images."""
-        self.generator.train()  # running statistics lag behind a generator that changes at every round
+        # Running statistics lag behind a generator that changes at every round.
+        self.generator.train(getattr(self.config, "sample_mode", "train") == "train")
         given = (self.latents(n),) if self.embeddings is None else (self.latents(n), shard(self.setting.targets(n)))
         images: Tensor = self.generator(*given)
         return images

@@ -32,6 +32,7 @@ from datafree.config import (
     NormMomentum,
     Output,
     Reset,
+    SampleMode,
     StudentMode,
     StudentSteps,
     SynthesisBatch,
@@ -71,6 +72,7 @@ class MADConfig:
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
     feed: Feed = "bank"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 10_000
     reset: Reset = 20
     warmup: Warmup = 0.1
@@ -80,7 +82,7 @@ class MADConfig:
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
         share(self, "copy_momentum", "copy_share", "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "feed")
+        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
 
 
 class MAD:

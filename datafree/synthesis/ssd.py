@@ -35,6 +35,7 @@ from datafree.config import (
     NormMomentum,
     Output,
     Reset,
+    SampleMode,
     StudentMode,
     StudentSteps,
     SynthesisBatch,
@@ -80,6 +81,7 @@ class SSDConfig:
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
     feed: Feed = "bank"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 5_000
     eviction: Eviction = "priority"
     reset: Reset = 20
@@ -90,7 +92,7 @@ class SSDConfig:
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
         share(self, "correction", "diversity", "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "feed", "eviction")
+        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode", "eviction")
 
 
 class SSD:

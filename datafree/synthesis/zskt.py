@@ -30,6 +30,7 @@ from datafree.config import (
     Masked,
     Output,
     Reset,
+    SampleMode,
     StudentMode,
     StudentSteps,
     SynthesisBatch,
@@ -58,13 +59,14 @@ class ZSKTConfig:
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "train"
     feed: Feed = "last"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 20_000
     reset: Reset = 0
 
     def __post_init__(self) -> None:
         not_negative(self, "generator_clip", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")
-        choice(self, "distance", "generator", "output", "generator_schedule", "student_mode", "feed")
+        choice(self, "distance", "generator", "output", "generator_schedule", "student_mode", "feed", "sample_mode")
 
 
 class ZSKT:
@@ -106,6 +108,7 @@ class ZSKT:
             "synthesis_batch": 256,
             "student_mode": "eval",
             "feed": "fresh",
+            "sample_mode": "eval",
             "batch_size": 256,
             "attention": 0.0,
             "gradient_clip": 1e6,
