@@ -255,6 +255,9 @@ class TrainConfig(OptimisationConfig, MachineConfig):
         Floats | None, "share of each class among the images, one value a class, 0 leaves it out; default: all alike"
     ] = None
     criterion: Annotated[Literal["kl", "l1", "mse"] | None, "what the student matches; default: the method's"] = None
+    inherit: Annotated[
+        bool | None, "begin with the teacher's layers of the same name and shape; default: the method's"
+    ] = None
     attention: Annotated[float | None, "weight of the attention transfer beside it, 0: off; default: the method's"] = (
         None
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from datafree.generators.conditional import Conditional
 from datafree.generators.convolutional import dcgan, large, small
 
 GENERATORS = {"small": small, "large": large, "dcgan": dcgan}
 
-__all__ = ["GENERATORS", "Conditional", "dcgan", "large", "small"]
+__all__ = ["GENERATORS", "dcgan", "large", "small"]

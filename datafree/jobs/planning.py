@@ -134,6 +134,8 @@ def make_plan(
         defaults |= WITHOUT_NORM
         choices.append("optimiser: adam (the student has no normalisation layers, which the usual rates of sgd need)")
     filled = _fill_optimisation(config, defaults, domain, choices, EMBEDDED_LENGTH if embedded else USUAL_LENGTH)
+    if filled.inherit:
+        choices.append(_inherit(network, teacher.teacher.network))
     method_config = _fit_terms(method, method_config, options, teacher.teacher, warnings)
     method_config = _fit_bank(method_config, options, domain, choices)
     test = _test_data(config, domain, choices, device)
@@ -257,6 +259,15 @@ def _prior(config: TrainConfig, domain: Domain, device: torch.device) -> torch.T
     return shares / shares.sum()
 
 
+def _inherit(student: nn.Module, teacher: nn.Module) -> str:
+    """Copies into the student what the teacher has under the same name in the same shape; a line that says so."""
+    own, theirs = student.state_dict(), teacher.state_dict()
+    same = {name: theirs[name] for name in own if name in theirs and theirs[name].shape == own[name].shape}
+    student.load_state_dict({**own, **same})
+    what = f"{len(same)} of {len(own)} tensors of the teacher, by name and shape" if same else "nothing of the teacher"
+    return f"student: begins with {what} (--no-inherit: drawn anew)"
+
+
 def _training_data(config: TrainConfig, domain: Domain, device: torch.device) -> Data:
     """The training images that --source real distils on."""
     data = load_data(config.data or domain.name, download=config.download, device=device, splits=("train",))
@@ -374,6 +385,7 @@ def _fill_optimisation(
         "lr",
         "attention",
         "gradient_clip",
+        "inherit",
     ):
         if getattr(config, name) is None:
             values[name] = student.get(name)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datafree.data import load_data
 from datafree.evaluation.accuracy import evaluate as score
-from datafree.generators import GENERATORS, Conditional
+from datafree.generators import GENERATORS
 from datafree.generators.noisy import Noisy
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.machine import find_device
@@ -140,15 +140,12 @@ def sample(
 
 def _generator(about: dict[str, Any]) -> nn.Module:
     """The generator that `about` describes, its weights still to be loaded."""
-    rows: list[int] = about.get("embeddings") or [0, 0]
-    noisy = "batch" in about
-    size = about["latent"] + (0 if noisy else rows[1])
     generator: nn.Module = GENERATORS[about["generator"]](
-        size, tuple(about["shape"]), about["width"], about["normalisation"]
+        about["latent"], tuple(about["shape"]), about["width"], about["normalisation"]
     )
-    if noisy:
-        return Noisy(generator, torch.zeros(rows), about["latent"], about["batch"])
-    return Conditional(generator, torch.zeros(rows)) if rows[0] else generator
+    if "embeddings" in about:
+        return Noisy(generator, torch.zeros(about["embeddings"]), about["latent"], about["batch"])
+    return generator
 
 
 def _batch(generator: nn.Module, about: dict[str, Any], rng: torch.Generator, device: str) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from datafree.generators import GENERATORS, Conditional
+from datafree.generators import GENERATORS
 from datafree.parallel import average_gradients, shard, synchronise
 from datafree.synthesis.setting import Batch, Setting
 from datafree.synthesis.store import Store
@@ -52,10 +52,9 @@ class Imaging:
     Args:
         setting: the method's.
         config: the method's.
-        embeddings: what a class is to the generator, (classes, D); None: it is told of no classes.
     """
 
-    def __init__(self, setting: Setting, config: GeneratorConfig, embeddings: Tensor | None = None) -> None:
+    def __init__(self, setting: Setting, config: GeneratorConfig) -> None:
         self.setting, self.config = setting, config
         usual = setting.batch_size if config.feed == "last" else min(64, setting.batch_size)
         self.batch_size = config.synthesis_batch or usual
@@ -64,11 +63,7 @@ class Imaging:
         domain = setting.domain
         self.name, self.width = choose_generator(config.generator, config.generator_width, domain.shape)
         self.normalisation = domain.pixels if config.output == "standardised" else None
-        self.embeddings = embeddings
-        size = config.latent + (0 if embeddings is None else embeddings.shape[1])
-        network: nn.Module = GENERATORS[self.name](size, domain.shape, self.width, self.normalisation)
-        if embeddings is not None:
-            network = Conditional(network, embeddings)
+        network: nn.Module = GENERATORS[self.name](config.latent, domain.shape, self.width, self.normalisation)
         self.generator = synchronise(network.to(setting.device).to(memory_format=torch.channels_last))
         self.optimizer = self._adam()
         self.store = Store(setting, config.feed, config.bank)
@@ -93,11 +88,10 @@ class Imaging:
         setting = self.setting
         return shard(torch.randn(n, self.config.latent, generator=setting.rng, device=setting.device))
 
-    def images(self, targets: Tensor | None = None) -> Tensor:
-        """A batch with gradients, generator in training mode; of these classes, a process's slice, if any are given."""
+    def images(self) -> Tensor:
+        """A batch with gradients, generator in training mode."""
         self.generator.train()
-        latents = self.latents(self.batch_size)
-        images: Tensor = self.generator(latents) if targets is None else self.generator(latents, targets)
+        images: Tensor = self.generator(self.latents(self.batch_size))
         return images
 
     def step(self, terms: Mapping[str, Tensor]) -> None:
@@ -120,8 +114,7 @@ class Imaging:
         """This process's slice of n new images."""
         # Running statistics lag behind a generator that changes at every round.
         self.generator.train(getattr(self.config, "sample_mode", "train") == "train")
-        given = (self.latents(n),) if self.embeddings is None else (self.latents(n), shard(self.setting.targets(n)))
-        images: Tensor = self.generator(*given)
+        images: Tensor = self.generator(self.latents(n))
         return images
 
     def about(self) -> dict[str, Any]:
@@ -132,7 +125,6 @@ class Imaging:
             "shape": self.setting.domain.shape,
             "width": self.width,
             "normalisation": self.normalisation,
-            "embeddings": None if self.embeddings is None else list(self.embeddings.shape),
         }
 
     def grown(self) -> dict[str, Tensor]:

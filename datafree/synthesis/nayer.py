@@ -18,11 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from datafree import losses
 from datafree.config import (
     BankSize,
     Distance,
@@ -44,17 +41,10 @@ from datafree.config import (
     positive,
     share,
 )
-from datafree.generators import GENERATORS
-from datafree.generators.noisy import Noisy
-from datafree.losses.precision import raised
-from datafree.parallel import average_gradients, rank, shard, synchronise
-from datafree.synthesis.embeddings import class_embeddings
-from datafree.synthesis.imaging import choose_generator
-from datafree.synthesis.inversion import Best
+from datafree.synthesis.noisy import NoisyImaging
 from datafree.synthesis.remembered import Remembered
-from datafree.synthesis.setting import Batch, Setting, student_mode
-from datafree.synthesis.store import Store
-from datafree.synthesis.terms import add_terms
+from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.terms import inversion_terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,112 +111,30 @@ class NAYER:
     NEEDS_STATISTICS = "bn"
 
     def __init__(self, setting: Setting, config: NAYERConfig) -> None:
-        self.setting, self.config, domain = setting, config, setting.domain
-        self.batch_size = config.synthesis_batch or min(64, setting.batch_size)
-        name, width = choose_generator(config.generator, config.generator_width, domain.shape)
-        self.name, self.width = name, width
-        network = Noisy(
-            GENERATORS[name](config.latent, domain.shape, width),
-            class_embeddings(config.embedding, setting),
-            config.latent,
-            self.batch_size,
-        )
-        self.generator = network.to(setting.device).to(memory_format=torch.channels_last)
-        synchronise(self.generator)
-        self.store = Store(setting, "bank", config.bank)
+        self.setting, self.config, self.imaging = setting, config, NoisyImaging(setting, config)
+        self.store = self.imaging.store
         self.remembered = Remembered(config.bn_momentum, config.first_bn)
-        self.rounds = 0
-
-    def targets(self) -> Tensor:
-        """Every class in turn, as often as it fits in, then draws; all drawn where there is a prior. int64 (B,)."""
-        classes, drawn = self.setting.domain.classes, self.setting.targets(self.batch_size)
-        if self.setting.prior is not None:
-            return drawn
-        whole = self.batch_size // classes * classes
-        return torch.cat([torch.arange(whole, device=drawn.device) % classes, drawn[whole:]])
-
-    def images(self, targets: Tensor) -> Tensor:
-        """This process's slice of the images of a batch of classes, with gradients."""
-        mine = shard(targets)
-        self.generator.train()
-        images: Tensor = self.generator(mine, rank() * len(mine))
-        return images
 
     def terms(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """The weighted terms of this process's images and their classes."""
-        setting, config = self.setting, self.config
-        shown = setting.view(images)
-        teacher, _, seen = setting.teacher.look(shown, statistics=config.bn > 0)
-        terms = {"onehot": config.onehot * F.cross_entropy(raised(teacher), targets)}
-        if seen:
-            terms["bn"] = config.bn * self.remembered.term(seen)
-        if config.adv and not setting.pace.warming:
-            with student_mode(setting.student, config.student_mode):
-                student = setting.student(shown)
-            terms["adv"] = -config.adv * losses.disagreement(student, teacher, config.distance, config.masked)
-        return terms
+        return inversion_terms(self.setting, self.config, self.remembered, images, targets)
 
     def update(self) -> dict[str, float]:
-        config, parameters = self.config, list(self.generator.parameters())
-        if config.reset and self.rounds and self.rounds % config.reset == 0:
-            for module in self.generator.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
-        self.rounds += 1
-        self.generator.noise.reset_parameters()
-        optimizer = torch.optim.Adam(parameters, lr=config.generator_lr, betas=(0.5, 0.999))
-        targets = self.targets()
-        best, steps, sums = Best(), 0, dict[str, Tensor]()
-        for _ in self.setting.pace.inner(config.generator_steps):
-            images = self.images(targets)
-            terms = self.terms(images, shard(targets))
-            loss = torch.stack(list(terms.values())).sum()
-            torch.autograd.backward(loss, inputs=parameters)
-            average_gradients(parameters)
-            optimizer.step()
-            optimizer.zero_grad()
-            best.offer(loss, images)
-            steps, sums = steps + 1, add_terms(sums, terms)
-        self.store.keep(best.held[0])
+        terms, best = self.imaging.invert(self.config.generator_steps, self.terms)
+        self.store.keep(best)
         self.remembered.remember()
-        return {name: float(value) / steps for name, value in sums.items()}
-
-    def about(self) -> dict[str, Any]:
-        """What is needed to build the generator again."""
-        return {
-            "generator": self.name,
-            "latent": self.config.latent,
-            "shape": self.setting.domain.shape,
-            "width": self.width,
-            "normalisation": None,
-            "embeddings": list(self.generator.get_buffer("embeddings").shape),
-            "batch": self.batch_size,
-        }
-
-    def grown(self) -> dict[str, Tensor]:
-        """The generator's weights."""
-        return dict(self.generator.state_dict())
+        return terms
 
     @property
     def made(self) -> int:
         return self.store.made
 
     def sample(self, n: int) -> Batch:
-        return self.store.sample(n, self.fresh)
-
-    def fresh(self, n: int) -> Tensor:
-        raise AssertionError("a round fills the bank before the student draws from it")
+        return self.imaging.sample(n)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "generator": self.generator.state_dict(),
-            "store": self.store.state_dict(),
-            "remembered": self.remembered.state_dict(),
-            "rounds": self.rounds,
-        }
+        return {"imaging": self.imaging.state_dict(), "remembered": self.remembered.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.generator.load_state_dict(state["generator"])
-        self.store.load_state_dict(state["store"])
+        self.imaging.load_state_dict(state["imaging"])
         self.remembered.load_state_dict(state["remembered"])
-        self.rounds = int(state["rounds"])

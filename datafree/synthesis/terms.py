@@ -1,8 +1,7 @@
-"""What dfq asks of an image, for the methods that add to it: remembered, decided, balanced, fought over.
+"""What several methods ask of an image: remembered, decided, balanced, fought over; or remembered and of a class.
 
-    bn Σ_l (||σ²_l - σ̂²_l|| + ||μ_l - μ̂_l||) + onehot CE(t, argmax t) + balance KL(p̄ || π) - adv D(t, s)
-
-Source: Choi et al. 2020, as in `datafree.synthesis.dfq`.
+bn Σ_l (||σ²_l - σ̂²_l|| + ||μ_l - μ̂_l||) + onehot CE(t, argmax t) + balance KL(p̄ || π) - adv D(t, s)   (dfq's)
+bn Σ_l (||σ²_l - σ̂²_l|| + ||μ_l - μ̂_l||) + onehot CE(t, y) - adv D(t, s)                            (nayer's)
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from datafree import losses
+from datafree.losses.precision import raised
 from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Setting, student_mode
 
@@ -30,6 +31,23 @@ class TermsConfig(Protocol):
     def onehot(self) -> float: ...
     @property
     def balance(self) -> float: ...
+    @property
+    def student_mode(self) -> str: ...
+
+
+class InversionConfig(Protocol):
+    """The fields that `inversion_terms` reads from a method's configuration."""
+
+    @property
+    def adv(self) -> float: ...
+    @property
+    def distance(self) -> str: ...
+    @property
+    def masked(self) -> bool: ...
+    @property
+    def bn(self) -> float: ...
+    @property
+    def onehot(self) -> float: ...
     @property
     def student_mode(self) -> str: ...
 
@@ -53,7 +71,7 @@ def look_and_judge(
     prior: Tensor | None,
     features: bool = False,
 ) -> Judged:
-    """The terms above for this process's images (N, C, H, W), with gradients.
+    """The first terms above for this process's images (N, C, H, W), with gradients.
 
     Args:
         setting: the method's.
@@ -77,6 +95,25 @@ def look_and_judge(
             student = setting.student(images)
         terms["adv"] = -adv * losses.disagreement(student, teacher, config.distance, config.masked)
     return Judged(terms, teacher, student, penultimate)
+
+
+def inversion_terms(
+    setting: Setting, config: InversionConfig, remembered: Remembered, images: Tensor, targets: Tensor
+) -> dict[str, Tensor]:
+    """The second terms above for this process's images (N, C, H, W) and their classes (N,), weighted, with gradients.
+
+    Both networks see the images cropped and, where labels allow, flipped. The disagreement begins with the student.
+    """
+    shown = setting.view(images)
+    teacher, _, seen = setting.teacher.look(shown, statistics=config.bn > 0)
+    terms = {"onehot": config.onehot * F.cross_entropy(raised(teacher), targets)}
+    if seen:
+        terms["bn"] = config.bn * remembered.term(seen)
+    if config.adv and not setting.pace.warming:
+        with student_mode(setting.student, config.student_mode):
+            student = setting.student(shown)
+        terms["adv"] = -config.adv * losses.disagreement(student, teacher, config.distance, config.masked)
+    return terms
 
 
 def add_terms(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from torch import nn
 
 from datafree import jobs
 from datafree.config import TrainConfig
+from datafree.jobs.planning import _inherit
+from datafree.models import build_model
 
 NETWORKS = """
 from torch import nn
@@ -69,3 +71,16 @@ def test_patches_without_attention_are_refused(tmp_path: Path) -> None:
 def test_a_bank_without_a_choice_of_feed_is_counted_too(tmp_path: Path) -> None:
     small, large = (plan(tmp_path, "plain", "zeroq", bank=size)["expected_memory_mb"] for size in (10, 10_000_000))
     assert large - small == pytest.approx(640, abs=2)
+
+
+def test_a_student_begins_with_what_fits() -> None:
+    torch.manual_seed(0)
+    teacher, student = (build_model(arch, shape=(3, 16, 16), classes=4) for arch in ("resnet20", "resnet8"))
+    said = _inherit(student, teacher)
+    assert "44 of 44" in said
+    theirs = teacher.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in student.state_dict().items())
+    other = build_model("lenet5_half", shape=(1, 28, 28), classes=4)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    assert "nothing of the teacher" in _inherit(other, teacher)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())

@@ -95,7 +95,7 @@ def same(one: Any, two: Any) -> bool:
 def test_a_method_has_what_the_trainer_needs(name: str) -> None:
     method = load_method(name)
     needed = {"criterion", "temperature", "optimizer", "lr", "weight_decay", "augment"}
-    assert needed <= set(method.STUDENT) <= needed | {"attention", "gradient_clip"}
+    assert needed <= set(method.STUDENT) <= needed | {"attention", "gradient_clip", "inherit"}
     for preset in getattr(method, "PRESETS", {}).values():
         own = {f.name for f in fields_of(method.Config)}
         assert set(preset) <= own | {f.name for f in fields_of(TrainConfig)}
@@ -338,9 +338,9 @@ def test_weights_to_keep_are_those_of_a_grown_generator() -> None:
 def test_generators_follow_the_size_and_can_be_built_again() -> None:
     small = Imaging(setting(), load_method("dfq").Config(latent=8, generator_width=4))
     sizes = {"generator": "small", "latent": 8, "shape": (3, 16, 16), "width": 4}
-    assert small.about() == {**sizes, "normalisation": None, "embeddings": None}
+    assert small.about() == {**sizes, "normalisation": None}
     ended = Imaging(setting(), load_method("dafl").Config(latent=8, generator_width=4))
-    assert ended.about() == {**sizes, "normalisation": (COLOUR.mean, COLOUR.std), "embeddings": None}
+    assert ended.about() == {**sizes, "normalisation": (COLOUR.mean, COLOUR.std)}
     at = dataclasses.replace(setting(), domain=dataclasses.replace(COLOUR, shape=(3, 64, 80)))
     assert Imaging(at, load_method("dfq").Config(latent=8, generator_width=2)).name == "dcgan"
 

@@ -94,15 +94,15 @@ def test_the_networks_look_at_cropped_images() -> None:
 
 def test_a_batch_holds_every_class_in_turn_and_draws_for_the_rest() -> None:
     method = build(setting(), synthesis_batch=8)
-    draws = torch.stack([method.targets() for _ in range(60)])
+    draws = torch.stack([method.imaging.targets() for _ in range(60)])
     assert (draws[:, :6] == torch.tensor([0, 1, 2, 0, 1, 2])).all()
     assert set(draws[:, 6:].flatten().tolist()) == {0, 1, 2}
-    assert method.generator.noise.weight.shape[0] == 3
+    assert method.imaging.generator.noise.weight.shape[0] == 3
 
 
 def test_a_prior_is_kept() -> None:
     method = build(setting(prior=torch.tensor([0.0, 0.25, 0.75])), synthesis_batch=60)
-    counts = torch.stack([torch.bincount(method.targets(), minlength=3) for _ in range(50)]).sum(0) / 3000
+    counts = torch.stack([torch.bincount(method.imaging.targets(), minlength=3) for _ in range(50)]).sum(0) / 3000
     assert counts[0] == 0
     assert counts[2].item() == pytest.approx(0.75, abs=0.03)
 
@@ -123,8 +123,8 @@ def test_a_round_draws_its_noise_anew_and_goes_on_with_the_rest() -> None:
     noise, linear = [], []
     for _ in range(3):
         method.update()
-        noise.append(method.generator.noise.weight.detach().clone())
-        linear.append(method.generator.generator.linear.weight.detach().clone())  # type: ignore[union-attr,operator]
+        noise.append(method.imaging.generator.noise.weight.detach().clone())
+        linear.append(method.imaging.generator.generator.linear.weight.detach().clone())  # type: ignore[union-attr,operator]
     assert (noise[0] - noise[1]).abs().max() > 0.1
     assert (noise[1] - noise[2]).abs().max() > 0.1
     torch.testing.assert_close(linear[2], linear[0], rtol=0, atol=1e-7)
@@ -135,14 +135,14 @@ def test_a_generator_lives_for_so_many_rounds() -> None:
     weights = []
     for _ in range(5):
         method.update()
-        weights.append(method.generator.generator.linear.weight.detach().clone())  # type: ignore[union-attr,operator]
+        weights.append(method.imaging.generator.generator.linear.weight.detach().clone())  # type: ignore[union-attr,operator]
     changes = [(a - b).abs().max().item() > 1e-4 for a, b in pairwise(weights)]
     assert changes == [False, True, False, True]
 
 
 def test_noise_is_trained_with_the_generator() -> None:
     method = build(setting(), generator_steps=2, generator_lr=0.1)
-    noise, drawn = method.generator.noise, list[Tensor]()
+    noise, drawn = method.imaging.generator.noise, list[Tensor]()
     reset = noise.reset_parameters
 
     def watch() -> None:
@@ -194,13 +194,15 @@ def test_a_file_of_other_classes_is_refused(rows: int, text: str, tmp_path: Any)
 def test_a_file_of_embeddings_is_taken(tmp_path: Any) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32))
     method = build(setting(), embedding=str(tmp_path / "rows.npy"))
-    assert method.generator.norm.num_features == 5
+    assert method.imaging.generator.norm.num_features == 5
     method.update()
 
 
 def test_even_classes_are_standardised_by_the_batch_norm() -> None:
     """Two whole sets of classes: the rows that enter the noisy layers have mean 0 and variance 1."""
     method = build(setting(), embedding="orthogonal", synthesis_batch=6)
-    rows = method.generator.norm.train()(method.generator.get_buffer("embeddings")[method.targets()])
+    rows = method.imaging.generator.norm.train()(
+        method.imaging.generator.get_buffer("embeddings")[method.imaging.targets()]
+    )
     torch.testing.assert_close(rows.mean(0), torch.zeros(rows.shape[1]), rtol=0, atol=1e-5)
     assert F.mse_loss(rows.var(0, correction=0), torch.ones(rows.shape[1])).item() < 1e-3

@@ -1,0 +1,158 @@
+"""A generator whose variety comes of noisy layers, with its Adam and its store: the part that nayer and blend share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from datafree.generators import GENERATORS
+from datafree.generators.noisy import Noisy
+from datafree.parallel import average_gradients, rank, shard, synchronise
+from datafree.synthesis.embeddings import class_embeddings
+from datafree.synthesis.imaging import choose_generator
+from datafree.synthesis.inversion import Best
+from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.store import Store
+from datafree.synthesis.terms import add_terms
+
+
+class NoisyConfig(Protocol):
+    """The fields that `NoisyImaging` reads from a method's configuration."""
+
+    @property
+    def embedding(self) -> str: ...
+    @property
+    def latent(self) -> int: ...
+    @property
+    def generator(self) -> str: ...
+    @property
+    def generator_width(self) -> int | None: ...
+    @property
+    def generator_lr(self) -> float: ...
+    @property
+    def bank(self) -> int: ...
+    @property
+    def reset(self) -> int: ...
+    @property
+    def synthesis_batch(self) -> int | None: ...
+
+
+class NoisyImaging:
+    """Rounds of one draw of the noisy layers each, and the bank that the student's images are drawn from.
+
+    Args:
+        setting: the method's.
+        config: the method's.
+
+    Source: NAYER (Tran et al. 2024); Adam's betas are the field's (0.5, 0.999).
+    """
+
+    def __init__(self, setting: Setting, config: NoisyConfig) -> None:
+        self.setting, self.config, domain = setting, config, setting.domain
+        self.batch_size = config.synthesis_batch or min(64, setting.batch_size)
+        self.name, self.width = choose_generator(config.generator, config.generator_width, domain.shape)
+        network = Noisy(
+            GENERATORS[self.name](config.latent, domain.shape, self.width),
+            class_embeddings(config.embedding, setting),
+            config.latent,
+            self.batch_size,
+        )
+        self.generator = network.to(setting.device).to(memory_format=torch.channels_last)
+        synchronise(self.generator)
+        self.optimizer = self._adam()
+        self.store = Store(setting, "bank", config.bank)
+        self.rounds = 0
+
+    def _adam(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.generator.parameters(), lr=self.config.generator_lr, betas=(0.5, 0.999))
+
+    def begin_round(self) -> None:
+        """Draws the noisy layers anew, with a new Adam; every `reset` rounds the whole generator is made anew."""
+        if self.config.reset and self.rounds and self.rounds % self.config.reset == 0:
+            for module in self.generator.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+        self.rounds += 1
+        self.generator.noise.reset_parameters()
+        self.optimizer = self._adam()
+
+    def targets(self) -> Tensor:
+        """Every class in turn, as often as it fits in, then draws; all drawn where there is a prior. int64 (B,)."""
+        classes, drawn = self.setting.domain.classes, self.setting.targets(self.batch_size)
+        if self.setting.prior is not None:
+            return drawn
+        whole = self.batch_size // classes * classes
+        return torch.cat([torch.arange(whole, device=drawn.device) % classes, drawn[whole:]])
+
+    def images(self, targets: Tensor) -> Tensor:
+        """This process's slice of the images of a batch of classes, with gradients."""
+        mine = shard(targets)
+        self.generator.train()
+        images: Tensor = self.generator(mine, rank() * len(mine))
+        return images
+
+    def step(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """One Adam step on the sum of the (weighted) terms; returns the sum, ()."""
+        parameters = list(self.generator.parameters())
+        loss = torch.stack(list(terms.values())).sum()
+        torch.autograd.backward(loss, inputs=parameters)
+        average_gradients(parameters)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def invert(
+        self, steps: int, terms_of: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    ) -> tuple[dict[str, float], Tensor]:
+        """One round: up to `steps` steps on one draw of the noisy layers.
+
+        Args:
+            steps: the run may allow fewer (see `Pace.inner`).
+            terms_of: the weighted terms of images and their classes, this process's part of the batch.
+
+        Returns:
+            The terms' means over the steps, and the images of the step with the lowest loss.
+        """
+        self.begin_round()
+        targets = self.targets()
+        best, count, sums = Best(), 0, dict[str, Tensor]()
+        for _ in self.setting.pace.inner(steps):
+            images = self.images(targets)
+            terms = terms_of(images, shard(targets))
+            best.offer(self.step(terms), images)
+            count, sums = count + 1, add_terms(sums, terms)
+        return {name: float(value) / count for name, value in sums.items()}, best.held[0]
+
+    def sample(self, n: int) -> Batch:
+        """This process's slice of n images for the student."""
+        return self.store.sample(n, self._fresh)
+
+    def _fresh(self, n: int) -> Tensor:
+        raise AssertionError("a round fills the bank before the student draws from it")
+
+    def about(self) -> dict[str, Any]:
+        """What is needed to build the generator again."""
+        return {
+            "generator": self.name,
+            "latent": self.config.latent,
+            "shape": self.setting.domain.shape,
+            "width": self.width,
+            "normalisation": None,
+            "embeddings": list(self.generator.get_buffer("embeddings").shape),
+            "batch": self.batch_size,
+        }
+
+    def grown(self) -> dict[str, Tensor]:
+        """The generator's weights."""
+        return dict(self.generator.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.state_dict(), "store": self.store.state_dict(), "rounds": self.rounds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.load_state_dict(state["generator"])
+        self.store.load_state_dict(state["store"])
+        self.rounds = int(state["rounds"])
