@@ -55,7 +55,7 @@ def test_the_generators_terms_are_the_equation() -> None:
         images.append(make())
         return images[0]
 
-    method.imaging.images = watch  # type: ignore[method-assign,assignment]
+    method.imaging.images = watch  # type: ignore[method-assign]
     terms = method.update()
     view = at.teacher.look(images[0].detach(), features=True)
     assert view.features is not None
