@@ -238,7 +238,7 @@ class TrainConfig(OptimisationConfig, MachineConfig):
     ] = None
     arch: Annotated[str | None, "the teacher's architecture: a name or file.py:function, which runs that file"] = None
     student: Annotated[str | None, "student: a name or file.py:function; default: the next smaller network"] = None
-    method: Annotated[str, "synthesis method (datafree list methods)"] = "dfq"
+    method: Annotated[str, "synthesis method (datafree list methods)"] = "blend"
     source: Annotated[
         str | None,
         "instead of a method's images condensed:FOLDER, both half and half condensed:FOLDER+METHOD, or real data: real",

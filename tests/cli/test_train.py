@@ -45,7 +45,7 @@ def test_a_run_writes_what_it_promises(cli: Cli, teacher: Path, short: Short, tm
     assert result["images"] > 0
     named = {key: result[key] for key in ("method", "teacher", "student", "data", "seed", "precision", "threads")}
     assert named == {
-        "method": "dfq", "teacher": "lenet5", "student": "lenet5_half", "data": "digits", "seed": 3, "precision": "32",
+        "method": "blend", "teacher": "lenet5", "student": "lenet5_half", "data": "digits", "seed": 3, "precision": "32",
         "threads": torch.get_num_threads(),
     }  # fmt: skip
 
@@ -114,7 +114,7 @@ def test_a_run_writes_what_it_promises(cli: Cli, teacher: Path, short: Short, tm
 def test_quiet_says_nothing(cli: Cli, teacher: Path, short: Short, tmp_path: Path) -> None:
     answer = cli("train", "--teacher", teacher, *short, "--bn", 0, "-q")
     assert (answer.status, answer.out, answer.err) == (0, "", "")
-    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["train-dfq-1"]
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["train-blend-1"]
     assert cli("pretrain", "--steps", 2, "--out", "net", "-q").out == ""
 
 
@@ -129,7 +129,7 @@ def test_a_dry_run_writes_nothing(cli: Cli, teacher: Path, tmp_path: Path, monke
         rows = dict(line.split(None, 1) for line in answer.out.splitlines())
         assert rows["batch_size"] == "16"
         assert rows["device"] in ("cpu", "cuda")
-        assert rows["method"] == "dfq"
+        assert rows["method"] == "blend"
         assert "multiply-adds" in rows["student"]
         assert "parameters" in rows["teacher"]
         assert "about" in rows["memory"]

@@ -26,7 +26,7 @@ from datafree.training import TermError, Trainer
 # A run of a second: narrow generator, few and small steps; resnet8 is the smallest network that takes 8 px.
 SHORT: dict[str, Any] = {"student": "resnet8", "steps": 20, "batch_size": 8, "student_steps": 3, "threads": 1}
 NARROW: dict[str, Any] = {"generator_width": 4, "latent": 8, "bank": 100}
-DFQ: dict[str, Any] = {**SHORT, **NARROW, "generator_steps": 1, "reset": 4}
+DFQ: dict[str, Any] = {**SHORT, **NARROW, "method": "dfq", "generator_steps": 1, "reset": 4}
 
 
 class PowerCutError(Exception):
