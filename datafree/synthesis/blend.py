@@ -26,6 +26,7 @@ from datafree.config import (
     GeneratorWidth,
     Masked,
     NormMomentum,
+    Output,
     Reset,
     StudentMode,
     StudentSteps,
@@ -55,6 +56,7 @@ class BlendConfig:
     latent: Annotated[int, "size of the noisy layer's output"] = 256
     generator: GeneratorName = "auto"
     generator_width: GeneratorWidth = None
+    output: Output = "sigmoid"
     generator_lr: GeneratorLr = 4e-3
     generator_steps: GeneratorSteps = 10
     student_steps: StudentSteps = 20
@@ -69,7 +71,7 @@ class BlendConfig:
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
         share(self, "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "student_mode")
+        choice(self, "distance", "generator", "output", "student_mode")
 
 
 class Blend:

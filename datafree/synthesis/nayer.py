@@ -31,6 +31,7 @@ from datafree.config import (
     GeneratorWidth,
     Masked,
     NormMomentum,
+    Output,
     Reset,
     StudentMode,
     StudentSteps,
@@ -60,6 +61,7 @@ class NAYERConfig:
     latent: Annotated[int, "size of the noisy layer's output"] = 256
     generator: GeneratorName = "auto"
     generator_width: GeneratorWidth = None
+    output: Output = "sigmoid"
     generator_lr: GeneratorLr = 4e-3
     generator_steps: GeneratorSteps = 10
     student_steps: StudentSteps = 40
@@ -74,7 +76,7 @@ class NAYERConfig:
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
         share(self, "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "student_mode")
+        choice(self, "distance", "generator", "output", "student_mode")
 
 
 class NAYER:

@@ -31,6 +31,8 @@ class NoisyConfig(Protocol):
     @property
     def generator_width(self) -> int | None: ...
     @property
+    def output(self) -> str: ...
+    @property
     def generator_lr(self) -> float: ...
     @property
     def bank(self) -> int: ...
@@ -54,8 +56,9 @@ class NoisyImaging:
         self.setting, self.config, domain = setting, config, setting.domain
         self.batch_size = config.synthesis_batch or min(64, setting.batch_size)
         self.name, self.width = choose_generator(config.generator, config.generator_width, domain.shape)
+        self.normalisation = domain.pixels if config.output == "standardised" else None
         network = Noisy(
-            GENERATORS[self.name](config.latent, domain.shape, self.width),
+            GENERATORS[self.name](config.latent, domain.shape, self.width, self.normalisation),
             class_embeddings(config.embedding, setting),
             config.latent,
             self.batch_size,
@@ -140,7 +143,7 @@ class NoisyImaging:
             "latent": self.config.latent,
             "shape": self.setting.domain.shape,
             "width": self.width,
-            "normalisation": None,
+            "normalisation": self.normalisation,
             "embeddings": list(self.generator.get_buffer("embeddings").shape),
             "batch": self.batch_size,
         }
