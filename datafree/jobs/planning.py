@@ -29,7 +29,7 @@ from datafree.teacher import Teacher
 from datafree.training import EPOCH_STEPS, Clock, default_batch_size, make_clock
 
 # Where no length is given: the embedded digits job is short, any other takes half an hour of wall clock.
-EMBEDDED_LENGTH = {"steps": 2000}
+EMBEDDED_LENGTH = {"steps": 1000}
 USUAL_LENGTH = {"budget": "30m"}
 EMBEDDED_BATCH = 64
 BANK_BYTES = 250_000_000
