@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, overload
 
@@ -111,7 +111,6 @@ class Teacher:
         self.stand_ins = [] if self.norms else [m for m in modules if _stands_in(m)]
         self.attentions = [m for m in modules if _is_attention(m)]
         self._constants = mean, std
-        self._folded: nn.Module | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -127,16 +126,21 @@ class Teacher:
         logits: Tensor = self.classifier(images)
         return logits
 
-    @torch.no_grad()
-    def answer(self, images: Tensor) -> Tensor:
-        """The same logits without a gradient, from a copy with its batch norms folded away where that can be done.
+    def answering(self) -> Callable[[Tensor], Tensor]:
+        """A function from images (N, C, H, W) in [0, 1] to the same logits without a gradient.
 
-        Nothing can be watched in this pass: hooks on the network do not see it.
+        It asks a copy of the present weights with the batch norms folded away, where that can be done. Nothing can be
+        watched there: hooks on the network do not see it.
         """
-        if self._folded is None:
-            self._folded = Normalised(folded(self.network), *self._constants).to(images.device).eval()
-        logits: Tensor = self._folded(images)
-        return logits
+        copied = Normalised(folded(self.network), *self._constants).to(self.classifier.get_buffer("mean").device)
+
+        @torch.no_grad()
+        def answer(images: Tensor) -> Tensor:
+            logits: Tensor = copied(images)
+            return logits
+
+        copied.eval()
+        return answer
 
     @overload
     def look(self, images: Tensor, *, features: bool = ..., statistics: bool = ...) -> View: ...

@@ -40,9 +40,9 @@ class Alternation:
         self.method, self.setting, self.attention = method, setting, attention
         self.criterion, self.temperature, self.augmented = CRITERIA[criterion], temperature, augmented
         # A method may answer in the teacher's place, and may look at what the student made of a batch.
-        self.answer: Callable[[Tensor], Tensor] = getattr(
-            method, "answer", setting.teacher if attention else setting.teacher.answer
-        )
+        own: Callable[[Tensor], Tensor] | None = getattr(method, "answer", None)
+        # Attention is watched on the teacher itself.
+        self.answer = own or (setting.teacher if attention else setting.teacher.answering())
         self.observe: Callable[[Batch, Tensor, Tensor], None] | None = getattr(method, "observe", None)
         self.student_steps: int = method.config.student_steps
         self.warmup: float = getattr(method.config, "warmup", 0.0)

@@ -45,8 +45,8 @@ def test_a_run_writes_what_it_promises(cli: Cli, teacher: Path, short: Short, tm
     assert result["images"] > 0
     named = {key: result[key] for key in ("method", "teacher", "student", "data", "seed", "precision", "threads")}
     assert named == {
-        "method": "blend", "teacher": "lenet5", "student": "lenet5_half", "data": "digits", "seed": 3, "precision": "32",
-        "threads": torch.get_num_threads(),
+        "method": "blend", "teacher": "lenet5", "student": "lenet5_half", "data": "digits", "seed": 3,
+        "precision": "32", "threads": torch.get_num_threads(),
     }  # fmt: skip
 
     about = json.loads((run / "run.json").read_text())

@@ -77,6 +77,6 @@ def test_what_cannot_be_folded_is_left_alone(make: type[nn.Module]) -> None:
 def test_a_teachers_answer_is_its_logits() -> None:
     network = lived_in(build_model("resnet8", shape=(3, 16, 16), classes=4), (3, 16, 16))
     teacher, images = Teacher(network, (0.4,) * 3, (0.2,) * 3), torch.rand(3, 3, 16, 16, requires_grad=True)
-    answer = teacher.answer(images)
+    answer = teacher.answering()(images)
     assert not answer.requires_grad
     torch.testing.assert_close(answer, teacher(images).detach(), rtol=1e-4, atol=1e-4)
