@@ -145,4 +145,5 @@ class Imaging:
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.store.load_state_dict(state["store"])
-        self.rounds, self.matured = int(state["rounds"]), state["matured"]
+        self.rounds, matured, device = int(state["rounds"]), state["matured"], self.setting.device
+        self.matured = None if matured is None else {name: tensor.to(device) for name, tensor in matured.items()}

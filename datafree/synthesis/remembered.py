@@ -25,6 +25,8 @@ class Remembered:
     def term(self, seen: list[losses.Statistics]) -> Tensor:
         """The term for what one pass showed (`Teacher.look(statistics=True)`), unweighted."""
         self.seen = seen
+        device = seen[0].mean.device  # a resumed average comes from the CPU
+        self.average = [(mean.to(device), var.to(device)) for mean, var in self.average]
         return losses.batch_norm_statistics(losses.mix_statistics(seen, self.average, self.momentum), self.first)
 
     def remember(self) -> None:

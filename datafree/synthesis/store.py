@@ -56,4 +56,5 @@ class Store:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
-        self.last, self.made = state["last"], int(state["made"])
+        last, self.made = state["last"], int(state["made"])
+        self.last = None if last is None else last.to(self.setting.device)
