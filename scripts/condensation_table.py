@@ -100,6 +100,7 @@ def render() -> str:
         "",
         "One CPU thread a run, two runs side by side, bf16; the last iterate on the whole test set. A row is of one",
         "seed unless a spread and the number of seeds stand beside it; images, steps, times and peak are of the first.",
+        "The student of `blend` begins with the teacher's layers where these fit; all other rows begin at random.",
         "",
         *import_module("data_free_table").lines(),
         "# Condensed sets",

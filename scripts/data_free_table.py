@@ -26,6 +26,11 @@ def spec() -> dict[str, Any]:
     return content
 
 
+def flag(name: str, value: Any) -> list[str]:
+    """An option as it is typed; true and false are switches."""
+    return [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+
+
 def command(about: dict[str, Any], teachers: Path, pair: str, method: str, budget: str, seed: int) -> list[str]:
     """The command line of a cell, without its folder."""
     of, run = about["pairs"][pair], about["run"]
@@ -34,7 +39,7 @@ def command(about: dict[str, Any], teachers: Path, pair: str, method: str, budge
     flags |= {"budget": budget, "precision": run["precision"], "threads": run["threads"], "seed": seed, **options}
     if "arch" in of:
         flags["arch"] = f"{ROOT / 'scripts' / 'architectures.py'}:{of['arch']}"
-    given = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    given = [part for name, value in flags.items() for part in flag(name, value)]
     return [sys.executable, "-m", "datafree", "train", "--teacher", str(teachers / of["teacher"]), *given]
 
 

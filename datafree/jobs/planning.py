@@ -14,11 +14,12 @@ from torch import nn
 
 from datafree.config import TrainConfig, fields_of, replace
 from datafree.data import Data, data_domain, find_data, load_data
-from datafree.data.condensed import CondensedSet, load_condensed
+from datafree.data.condensed import CondensedSet
 from datafree.data.sources import split_name
-from datafree.distillation.sources import CondensedImages, Mixed, RealImages, parse_source
+from datafree.distillation.sources import CondensedImages, Mixed, RealImages
 from datafree.domain import DOMAINS, Domain, parse_shape
 from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
+from datafree.jobs.beginnings import absolute_source, check_condensed, inherit, student_source, training_data
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.models import build_model, next_smaller
 from datafree.models.build import one_line
@@ -102,7 +103,7 @@ def make_plan(
     """
     set_by_user = tuple(f.name for f in fields_of(TrainConfig) if getattr(config, f.name) != f.default) + tuple(options)
     choices: list[str] = []
-    config, method, condensed = _source(config, choices)
+    config, method, condensed = student_source(config, choices)
     config, options = _preset(config, method, options)
     method_config = method_options(INSTEAD.get(method, config.method), method, options)
     embedded = config.teacher is None
@@ -122,7 +123,7 @@ def make_plan(
     domain = teacher.domain
     choices += [] if embedded else list(teacher.choices)
     if condensed is not None:
-        _check_condensed(condensed, domain, str(config.source))
+        check_condensed(condensed, domain, str(config.source))
     warnings: list[str] = []
     student = config.student
     if student is None:
@@ -135,7 +136,7 @@ def make_plan(
         choices.append("optimiser: adam (the student has no normalisation layers, which the usual rates of sgd need)")
     filled = _fill_optimisation(config, defaults, domain, choices, EMBEDDED_LENGTH if embedded else USUAL_LENGTH)
     if filled.inherit:
-        choices.append(_inherit(network, teacher.teacher.network))
+        choices.append(inherit(network, teacher.teacher.network))
     method_config = _fit_terms(method, method_config, options, teacher.teacher, warnings)
     method_config = _fit_bank(method_config, options, domain, choices)
     test = _test_data(config, domain, choices, device)
@@ -144,7 +145,7 @@ def make_plan(
         student=_absolute(student),
         teacher=_absolute(config.teacher, is_path=True),
         arch=_absolute(config.arch),
-        source=_absolute_source(config.source),
+        source=absolute_source(config.source),
         mean=domain.mean,
         std=domain.std,
         classes=domain.classes,
@@ -156,7 +157,7 @@ def make_plan(
         method=method,
         method_config=method_config,
         condensed=condensed,
-        real=_training_data(config, domain, device) if method is RealImages else None,
+        real=training_data(config, domain, device) if method is RealImages else None,
         prior=_prior(config, domain, device),
         set_by_user=set_by_user,
         teacher=teacher,
@@ -211,23 +212,6 @@ def _check_needs(plan: Plan) -> None:
         )
 
 
-def _source(config: TrainConfig, choices: list[str]) -> tuple[TrainConfig, type[Any], CondensedSet | None]:
-    """What --source says: the configuration with its method, the class that makes images, the condensed set."""
-    if config.source is None:
-        return config, load_method(config.method), None
-    if config.source == "real":
-        choices.append("method: none, the student learns from the data's training images")
-        return config, RealImages, None
-    path, name = parse_source(config.source)
-    condensed = load_condensed(path)
-    if name is None:
-        choices.append("method: none, the student learns from the condensed set alone")
-        return config, CondensedImages, condensed
-    if config.method not in (name, TrainConfig.method):
-        raise ValueError(f"--method {config.method} and --source ...+{name}: give one method")
-    return dataclasses.replace(config, method=name), load_method(name), condensed
-
-
 def _preset(
     config: TrainConfig, method: type[Any], options: Mapping[str, Any]
 ) -> tuple[TrainConfig, Mapping[str, Any]]:
@@ -257,41 +241,6 @@ def _prior(config: TrainConfig, domain: Domain, device: torch.device) -> torch.T
         )
     shares = torch.tensor(config.prior, device=device)
     return shares / shares.sum()
-
-
-def _inherit(student: nn.Module, teacher: nn.Module) -> str:
-    """Copies into the student what the teacher has under the same name in the same shape; a line that says so."""
-    own, theirs = student.state_dict(), teacher.state_dict()
-    same = {name: theirs[name] for name in own if name in theirs and theirs[name].shape == own[name].shape}
-    student.load_state_dict({**own, **same})
-    what = f"{len(same)} of {len(own)} tensors of the teacher, by name and shape" if same else "nothing of the teacher"
-    return f"student: begins with {what} (--no-inherit: drawn anew)"
-
-
-def _training_data(config: TrainConfig, domain: Domain, device: torch.device) -> Data:
-    """The training images that --source real distils on."""
-    data = load_data(config.data or domain.name, download=config.download, device=device, splits=("train",))
-    if data.x_train is None:
-        raise ValueError(f"--source real: {config.data or domain.name} has no training images")
-    if data.domain.shape != domain.shape:
-        raise ValueError(f"--source real: the data's images are {data.domain.shape}, the teacher takes {domain.shape}")
-    return data
-
-
-def _check_condensed(condensed: CondensedSet, domain: Domain, source: str) -> None:
-    have, want = condensed.domain, domain
-    if have.shape != want.shape or have.classes != want.classes:
-        raise ValueError(
-            f"{source} has {have.classes} classes of {have.shape} images, the teacher takes {want.classes} of "
-            f"{want.shape}: give a set of the teacher's data"
-        )
-
-
-def _absolute_source(source: str | None) -> str | None:
-    if source is None or source == "real":
-        return source
-    path, method = parse_source(source)
-    return f"condensed:{Path(path).resolve()}" + (f"+{method}" if method else "")
 
 
 def _fit_terms(

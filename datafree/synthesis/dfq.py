@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from datafree import losses
 from datafree.config import (
     BankSize,
     Distance,
@@ -42,7 +41,8 @@ from datafree.config import (
 )
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
-from datafree.synthesis.setting import Batch, Setting, student_mode
+from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.terms import add_terms, look_and_judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,25 +136,15 @@ class DFQ:
     def update(self) -> dict[str, float]:
         setting, config, imaging = self.setting, self.config, self.imaging
         imaging.begin_round()
-        total: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         for _ in range(config.generator_steps):
             images = imaging.images()
-            teacher, _, seen = setting.teacher.look(images, statistics=config.bn > 0)
-            terms = {
-                "onehot": config.onehot * losses.onehot(teacher),
-                "balance": config.balance * losses.class_balance(teacher, setting.prior),
-            }
-            if seen:
-                terms["bn"] = config.bn * self.remembered.term(seen)
-            if config.adv:
-                with student_mode(setting.student, config.student_mode):
-                    student = setting.student(images)
-                terms["adv"] = -config.adv * losses.disagreement(student, teacher, config.distance, config.masked)
+            terms = look_and_judge(setting, config, self.remembered, images, adv=config.adv, prior=setting.prior).terms
             imaging.step(terms)
             imaging.keep(images)
-            total = {name: total.get(name, 0.0) + term.detach() for name, term in terms.items()}
+            sums = add_terms(sums, terms)
         self.remembered.remember()
-        return {name: float(value) / config.generator_steps for name, value in total.items()}
+        return {name: float(value) / config.generator_steps for name, value in sums.items()}
 
     @property
     def made(self) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from datafree import jobs
 from datafree.config import TrainConfig
-from datafree.jobs.planning import _inherit
+from datafree.jobs.beginnings import inherit
 from datafree.models import build_model
 
 NETWORKS = """
@@ -76,11 +76,11 @@ def test_a_bank_without_a_choice_of_feed_is_counted_too(tmp_path: Path) -> None:
 def test_a_student_begins_with_what_fits() -> None:
     torch.manual_seed(0)
     teacher, student = (build_model(arch, shape=(3, 16, 16), classes=4) for arch in ("resnet20", "resnet8"))
-    said = _inherit(student, teacher)
+    said = inherit(student, teacher)
     assert "44 of 44" in said
     theirs = teacher.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in student.state_dict().items())
     other = build_model("lenet5_half", shape=(1, 28, 28), classes=4)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    assert "nothing of the teacher" in _inherit(other, teacher)
+    assert "nothing of the teacher" in inherit(other, teacher)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())

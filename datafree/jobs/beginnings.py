@@ -1,0 +1,69 @@
+"""What a student learns from and begins with, as a person asked for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from datafree.config import TrainConfig
+from datafree.data import Data, load_data
+from datafree.data.condensed import CondensedSet, load_condensed
+from datafree.distillation.sources import CondensedImages, RealImages, parse_source
+from datafree.domain import Domain
+from datafree.synthesis import load_method
+
+
+def student_source(config: TrainConfig, choices: list[str]) -> tuple[TrainConfig, type[Any], CondensedSet | None]:
+    """What --source says: the configuration with its method, the class that makes images, the condensed set."""
+    if config.source is None:
+        return config, load_method(config.method), None
+    if config.source == "real":
+        choices.append("method: none, the student learns from the data's training images")
+        return config, RealImages, None
+    path, name = parse_source(config.source)
+    condensed = load_condensed(path)
+    if name is None:
+        choices.append("method: none, the student learns from the condensed set alone")
+        return config, CondensedImages, condensed
+    if config.method not in (name, TrainConfig.method):
+        raise ValueError(f"--method {config.method} and --source ...+{name}: give one method")
+    return dataclasses.replace(config, method=name), load_method(name), condensed
+
+
+def inherit(student: nn.Module, teacher: nn.Module) -> str:
+    """Copies into the student what the teacher has under the same name in the same shape; a line that says so."""
+    own, theirs = student.state_dict(), teacher.state_dict()
+    same = {name: theirs[name] for name in own if name in theirs and theirs[name].shape == own[name].shape}
+    student.load_state_dict({**own, **same})
+    what = f"{len(same)} of {len(own)} tensors of the teacher, by name and shape" if same else "nothing of the teacher"
+    return f"student: begins with {what} (--no-inherit: drawn anew)"
+
+
+def training_data(config: TrainConfig, domain: Domain, device: torch.device) -> Data:
+    """The training images that --source real distils on."""
+    data = load_data(config.data or domain.name, download=config.download, device=device, splits=("train",))
+    if data.x_train is None:
+        raise ValueError(f"--source real: {config.data or domain.name} has no training images")
+    if data.domain.shape != domain.shape:
+        raise ValueError(f"--source real: the data's images are {data.domain.shape}, the teacher takes {domain.shape}")
+    return data
+
+
+def check_condensed(condensed: CondensedSet, domain: Domain, source: str) -> None:
+    have, want = condensed.domain, domain
+    if have.shape != want.shape or have.classes != want.classes:
+        raise ValueError(
+            f"{source} has {have.classes} classes of {have.shape} images, the teacher takes {want.classes} of "
+            f"{want.shape}: give a set of the teacher's data"
+        )
+
+
+def absolute_source(source: str | None) -> str | None:
+    if source is None or source == "real":
+        return source
+    path, method = parse_source(source)
+    return f"condensed:{Path(path).resolve()}" + (f"+{method}" if method else "")
