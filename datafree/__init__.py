@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datafree.jobs import load_student as load_student
     from datafree.jobs import load_teacher as load_teacher
     from datafree.jobs import pretrain as pretrain
+    from datafree.jobs import reproduce as reproduce
     from datafree.jobs import resume as resume
     from datafree.jobs import sample as sample
     from datafree.jobs import train as train
@@ -52,6 +53,7 @@ _PUBLIC = {
     "load_student": "datafree.jobs",
     "load_teacher": "datafree.jobs",
     "pretrain": "datafree.jobs",
+    "reproduce": "datafree.jobs",
     "resume": "datafree.jobs",
     "sample": "datafree.jobs",
     "train": "datafree.jobs",

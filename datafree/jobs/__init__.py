@@ -5,12 +5,14 @@ from datafree.jobs.judging import evaluate_set, foreign_set
 from datafree.jobs.loading import load_student, load_teacher
 from datafree.jobs.pretraining import pretrain
 from datafree.jobs.recording import record_experts
+from datafree.jobs.reproducing import Reproduced, reproduce
 from datafree.jobs.scoring import evaluate, sample
 from datafree.jobs.training import Interrupted, Result, dry_run, resume, train
 
 __all__ = [
     "Condensed",
     "Interrupted",
+    "Reproduced",
     "Result",
     "condense",
     "dry_run",
@@ -22,6 +24,7 @@ __all__ = [
     "load_teacher",
     "pretrain",
     "record_experts",
+    "reproduce",
     "resume",
     "resume_condense",
     "sample",

@@ -1,0 +1,288 @@
+"""`reproduce`: the missing cells of a table are run, each in a process of its own, and the table is rendered."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO, Any
+
+from datafree.config import parse_duration
+from datafree.runs import atomic_write
+from datafree.tables import Cell, Table, TableResult, load_table, read_results, render
+from datafree.tables.results import current, read_result
+from datafree.tables.specs import COSTS, find_tables, tables_folder, with_budget
+
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduced:
+    """What `reproduce` leaves behind: counts of cells and seeds, and the rendered page.
+
+    skipped: what could not be run here, with the reason.
+    """
+
+    page: Path
+    run: int
+    found: int
+    failed: int
+    skipped: tuple[tuple[str, str], ...]
+
+
+def reproduce(
+    table: str | Path,
+    *,
+    out: str | Path = "results",
+    cells: Sequence[str] = (),
+    seeds: int | None = None,
+    budget: str | None = None,
+    shard: str = "0/1",
+    jobs: int = 1,
+    teachers: str | Path | None = None,
+    costs: Sequence[str] | None = None,
+    download: bool = False,
+    retry: bool = False,
+    keep: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Reproduced:
+    """Runs the cells of a table that have no result yet, and renders it to OUT/TABLE.md.
+
+    Args:
+        table: its name, or a .toml file.
+        out: folder of results; OUT/TABLE holds one JSON a cell and seed.
+        cells: patterns of the cells to run, such as "mnist/*"; default: all.
+        seeds: seeds 0 to this less one; default: the table's.
+        budget: wall clock of each cell, instead of its length.
+        shard: "i/n" runs every n-th cell and seed, from number i, which counts from 0.
+        jobs: cells side by side; above 1 each has one CPU thread where it names no other number.
+        teachers: the folder of teachers' files.
+        costs: of the cells to run; default: minutes and hours, and gpu where there is one.
+        download: allow downloads of data and weights.
+        retry: run failed cells again.
+        keep: leave the runs' folders in OUT/TABLE/runs.
+        say: called with a line a cell.
+
+    Raises:
+        ValueError: no such table or cell, something in the table or in a result file is wrong; one line.
+        KeyboardInterrupt: after the cells that were running have saved what they had.
+    """
+    read = load_table(table)
+    number, count = parse_shard(shard)
+    if jobs < 1:
+        raise ValueError(f"--jobs is {jobs}: give 1 or more")
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"--seeds is {seeds}: give 1 or more")
+    chosen = choose(read, cells, budget, allowed_costs(costs))
+    folder = Path(out) / read.name
+    read_results(folder)  # a malformed file is found before anything is run
+    todo = [(cell, seed) for cell in chosen for seed in range(seeds or read.seeds)][number::count]
+    missing, found = [], 0
+    for cell, seed in todo:
+        path = folder / cell.file_name(seed)
+        if path.exists() and not (retry and not read_result(path).done):
+            found += 1
+        else:
+            path.unlink(missing_ok=True)
+            missing.append((cell, seed))
+    page = Path(out) / f"{read.name}.md"
+    say(f"{read.name}: {len(todo)} cells and seeds, {found} there, {len(missing)} to run")
+    order = {
+        "table": str(read.path.resolve()),
+        "budget": budget,
+        "out": str(folder),
+        "teachers": str(teachers) if teachers is not None else None,
+        "download": download,
+        "keep": keep,
+    }
+    try:
+        skipped = Scheduler(order, folder, jobs, say).run(missing)
+    finally:
+        write_page(read, folder, page, budget)
+    results = [read_result(path) for cell, seed in missing if (path := folder / cell.file_name(seed)).exists()]
+    return Reproduced(
+        page=page,
+        run=len(results),
+        found=found,
+        failed=sum(not result.done for result in results),
+        skipped=tuple(skipped),
+    )
+
+
+def write_page(table: Table, folder: Path, page: Path, budget: str | None = None) -> None:
+    """Renders a table with the results in the folder; at another budget, its cells at that one."""
+    shown = table
+    if budget is not None:
+        unique = {cell.name: with_budget(cell, budget) for cell in table.cells}
+        shown = dataclasses.replace(table, cells=tuple({cell.name: cell for cell in unique.values()}.values()))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(page, ("\n".join(render(shown, read_results(folder), page)).rstrip() + "\n").encode())
+
+
+def status() -> list[tuple[str, str, int, int]]:
+    """Each table of the package: name, title, cells, and those with a result that is shipped."""
+    rows = []
+    for name in find_tables():
+        table = load_table(name)
+        found, _ = current(table, read_results(tables_folder() / "results" / name))
+        rows.append((name, table.title, len(table.cells), sum(any(r.done for r in each) for each in found.values())))
+    return rows
+
+
+def local_status(table: str | Path, out: str | Path) -> list[tuple[Cell, list[TableResult]]]:
+    """The cells of a table with the results that stand in `out`."""
+    read = load_table(table)
+    found, _ = current(read, read_results(Path(out) / read.name))
+    return [(cell, found[cell.name]) for cell in read.cells]
+
+
+def choose(table: Table, patterns: Sequence[str], budget: str | None, costs: Sequence[str]) -> list[Cell]:
+    """The cells that are asked for, in the table's order; a cell that is named is run whatever it costs."""
+    for pattern in patterns:
+        if not any(_matches(cell, pattern) for cell in table.cells):
+            names = ", ".join(cell.name for cell in table.cells[:8])
+            more = ", ..." if len(table.cells) > 8 else ""
+            raise ValueError(f"{table.name} has no cell {pattern!r}: take GROUP/ROW of {names}{more}")
+    if patterns:
+        chosen = [cell for cell in table.cells if any(_matches(cell, pattern) for pattern in patterns)]
+    else:
+        chosen = [cell for cell in table.cells if cell.cost in costs]
+    if budget is not None:
+        parse_duration(budget)
+        chosen = list({cell.name: cell for cell in (with_budget(cell, budget) for cell in chosen)}.values())
+    return chosen
+
+
+def _matches(cell: Cell, pattern: str) -> bool:
+    return fnmatchcase(cell.name, pattern) or fnmatchcase(f"{cell.group}/{cell.row}", pattern)
+
+
+def allowed_costs(costs: Sequence[str] | None) -> Sequence[str]:
+    """The classes given; without any, what this machine can be asked to do."""
+    if costs:
+        for cost in costs:
+            if cost not in COSTS:
+                raise ValueError(f"--cost {cost}: take {', '.join(COSTS)}")
+        return costs
+    import torch
+
+    return COSTS if torch.cuda.is_available() else COSTS[:2]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n".
+
+    Raises:
+        ValueError: not of that form, or i is not below n.
+    """
+    first, slash, second = text.partition("/")
+    if slash and first.isdecimal() and second.isdecimal() and int(first) < int(second):
+        return int(first), int(second)
+    raise ValueError(f"--shard {text}: give i/n with i from 0 to n - 1, such as 0/8")
+
+
+@dataclass
+class Scheduler:
+    """Runs cells side by side, in order; a cell of several threads takes as many places.
+
+    Attributes:
+        order: what all children are told.
+        folder: of the results; the children's words go to runs/CELL.log there.
+        jobs: places.
+        say: called with a line a cell.
+    """
+
+    order: dict[str, Any]
+    folder: Path
+    jobs: int
+    say: Callable[[str], None]
+
+    def run(self, missing: Sequence[tuple[Cell, int]]) -> list[tuple[str, str]]:
+        """Returns what could not be run here, with the reason."""
+        waiting, running, skipped = list(missing), list[Child](), list[tuple[str, str]]()
+        done = 0
+        try:
+            while waiting or running:
+                while waiting and self._places(waiting[0][0]) <= self.jobs - sum(c.places for c in running):
+                    running.append(self._start(*waiting.pop(0)))
+                for child in [child for child in running if child.process.poll() is not None]:
+                    running.remove(child)
+                    done += 1
+                    self.say(f"[{done}/{len(missing)}] {child.name}: {self._outcome(child, skipped)}")
+                time.sleep(POLL_SECONDS)
+        finally:
+            for child in running:  # interrupted: they have the signal, or get it by the end of their stdin
+                child.close()
+            for child in running:
+                child.process.wait()
+        return skipped
+
+    def _places(self, cell: Cell) -> int:
+        return max(1, min(cell.threads or 1, self.jobs))
+
+    def _start(self, cell: Cell, seed: int) -> Child:
+        places = self._places(cell)
+        threads = cell.threads or (1 if self.jobs > 1 else None)
+        path = self.folder / cell.file_name(seed)
+        log = self.folder / "runs" / f"{path.stem}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+        with open(log, "wb") as words:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "datafree.jobs.cell"],
+                stdin=subprocess.PIPE,
+                stdout=words,
+                stderr=words,
+                env=environment,
+            )
+        assert process.stdin is not None
+        order = {**self.order, "cell": cell.name, "seed": seed, "threads": threads}
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        process.stdin.flush()
+        return Child(f"{cell.name}, seed {seed}", process, process.stdin, places, path, log)
+
+    def _outcome(self, child: Child, skipped: list[tuple[str, str]]) -> str:
+        child.close()
+        code, words = child.process.returncode, child.log.read_text(encoding="utf-8", errors="replace").strip()
+        if child.path.exists():
+            child.log.unlink(missing_ok=True)
+            return outcome(read_result(child.path))
+        reason = words.splitlines()[-1] if words else f"its process ended with {code}"
+        if code in (130, -2, -15):
+            raise KeyboardInterrupt("interrupted; the same command goes on")
+        skipped.append((child.name, reason))
+        return f"not run: {reason}"
+
+
+@dataclass
+class Child:
+    """A running cell."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    stdin: IO[bytes]
+    places: int
+    path: Path
+    log: Path
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+
+
+def outcome(result: TableResult) -> str:
+    """A result in a few words."""
+    content = result.content
+    if not result.done:
+        return f"failed: {content['error']}"
+    held = content["scores"] or content["result"]
+    value = next(held[name] for name in ("accuracy_mean", "student_accuracy", "accuracy") if held.get(name) is not None)
+    return f"{100 * value:.2f} % after {content['seconds']:.0f} s"

@@ -1,0 +1,288 @@
+"""A table's specification: groups of cells that share a setting, and rows that say what is compared in each.
+
+    title, papers, metric, protocol, notes    what the table is; notes are shown below the title
+    order, layout, budgets, seeds, cost       place on the page; "rows" or "matrix"; lengths of each cell; seeds
+    [options]                                 of every cell, as the job's flags
+    [teachers.NAME]                           a file (with sha256, arch, mean, std), a source, or how it is trained
+    [groups.NAME]                             title, job, teacher, rows, cost, evaluation, options
+    [rows.NAME]                               title, job, groups, cost, options; its method is its name unless said
+    [cells.GROUP.ROW]                         options of one cell, over all others
+    [published.GROUP.ROW]                     value, spread, source, tolerance (points)
+
+Whatever is misspelt or impossible is an error that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from datafree import condensation, synthesis
+from datafree.config import CondenseConfig, PretrainConfig, TrainConfig, fields_of, light_config, replace
+from datafree.tables.specs import COSTS, EVALUATION, LENGTHS, Cell, Published, Table, find_tables
+
+JOBS: dict[str, Any] = {"train": TrainConfig, "condense": CondenseConfig, "pretrain": PretrainConfig}
+SPECS: dict[str, Any] = {"train": synthesis.method_spec, "condense": condensation.method_spec}
+METHODS: dict[str, Any] = {"train": synthesis.METHODS, "condense": condensation.METHODS}
+KEYS = {
+    "": {
+        *("title", "papers", "metric", "protocol", "notes", "order", "layout", "budgets", "seeds", "cost", "tolerance"),
+        *("options", "teachers", "groups", "rows", "cells", "published"),
+    },
+    "teachers": {"title", "file", "source", "sha256", "arch", "mean", "std", "pretrain"},
+    "groups": {"title", "job", "teacher", "rows", "cost", "budgets", "evaluation", "options"},
+    "rows": {"title", "job", "groups", "cost", "options", "budgets"},
+    "published": {"value", "spread", "source", "tolerance"},
+}
+
+
+def load_table(table: str | Path) -> Table:
+    """Reads a table by its name, or from a file ending in .toml.
+
+    Raises:
+        ValueError: no such table, or something in it is wrong; names file and line.
+    """
+    if not str(table).endswith(".toml"):
+        known = find_tables()
+        if table not in known:
+            raise ValueError(f"unknown table {str(table)!r}: take one of {', '.join(known)}, or a .toml file")
+        table = known[str(table)]
+    return Reader(Path(table)).table()
+
+
+class Reader:
+    """One TOML file with its lines, for messages."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        try:
+            self.text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        try:
+            self.content: dict[str, Any] = toml.loads(self.text)
+        except ValueError as error:
+            line = re.search(r"line (\d+)", str(error))
+            raise ValueError(f"{path}:{line[1] if line else 1}: no valid TOML: {error}") from error
+
+    def line(self, *keys: str) -> int:
+        """Where a key stands, or the nearest section above it that does. Lines count from 1."""
+        for depth in range(len(keys), 0, -1):
+            for number, header, key in self._lines():
+                if (*header, *([key] if key else [])) == keys[:depth]:
+                    return number
+        return 1
+
+    def _lines(self) -> Iterator[tuple[int, tuple[str, ...], str | None]]:
+        header: tuple[str, ...] = ()
+        for number, raw in enumerate(self.text.splitlines(), 1):
+            line = raw.strip()
+            if match := re.match(r"\[+([^\]]+)\]+", line):
+                header = _dotted(match[1])
+                yield number, header, None
+            elif match := re.match(r"([\w.\"'@/-]+)\s*=", line):
+                *more, last = _dotted(match[1])
+                yield number, (*header, *more), last
+
+    def fail(self, message: str, *keys: str) -> ValueError:
+        return ValueError(f"{self.path}:{self.line(*keys)}: {message}")
+
+    def check_keys(self, held: Any, kind: str, *where: str) -> None:
+        """`held` is a table whose keys are all known for its kind."""
+        if not isinstance(held, dict):
+            raise self.fail(f"{'.'.join(where)} is {held!r}: give a section", *where)
+        for key in held:
+            if key not in KEYS[kind]:
+                raise self.fail(
+                    f"unknown key {key!r}{' of ' + '.'.join(where) if where else ''}: "
+                    f"take one of {', '.join(sorted(KEYS[kind]))}",
+                    *where, key,
+                )  # fmt: skip
+
+    def section(self, name: str) -> dict[str, Any]:
+        held: dict[str, Any] = self.content.get(name, {})
+        if not isinstance(held, dict):
+            raise self.fail(f"{name} is {held!r}: give a section", name)
+        return held
+
+    def table(self) -> Table:
+        content = self.content
+        self.check_keys(content, "")
+        for kind in ("teachers", "groups", "rows"):
+            for name, held in self.section(kind).items():
+                self.check_keys(held, kind, kind, name)
+        for key in ("title", "groups", "rows"):
+            if not content.get(key):
+                raise self.fail(f"the table has no {key}: give it", key)
+        self._check_crossings()
+        cells = tuple(self._cells())
+        seen: dict[str, Cell] = {}
+        for cell in cells:
+            other = seen.setdefault(cell.digest(0), cell)
+            if other is not cell:
+                raise self.fail(
+                    f"{cell.name} and {other.name} (line {other.line}) are one spec (hash {cell.digest(0)}): "
+                    "leave one out or tell them apart", "rows", cell.row,
+                )  # fmt: skip
+        groups = {name: str(held.get("title", name)) for name, held in self.section("groups").items()}
+        return Table(
+            name=self.path.stem,
+            title=str(content["title"]),
+            path=self.path,
+            cells=cells,
+            groups=groups,
+            papers=tuple(content.get("papers", ())),
+            metric=str(content.get("metric", "")),
+            protocol=str(content.get("protocol", "")),
+            notes=str(content.get("notes", "")).strip(),
+            order=int(content.get("order", 99)),
+            layout=self._one_of(content.get("layout", "rows"), ("rows", "matrix"), "layout"),
+            seeds=int(content.get("seeds", 1)),
+        )
+
+    def _one_of(self, value: Any, known: tuple[str, ...], *where: str) -> str:
+        if value not in known:
+            raise self.fail(f"{where[-1]} is {value!r}: take {', '.join(known)}", *where)
+        return str(value)
+
+    def _check_crossings(self) -> None:
+        """Cells and published figures are of groups and rows that exist; figures name their source."""
+        groups, rows = self.section("groups"), self.section("rows")
+        for kind in ("cells", "published"):
+            for group, held in self.section(kind).items():
+                if group not in groups:
+                    raise self.fail(f"{kind}: unknown group {group!r}: take one of {', '.join(groups)}", kind, group)
+                for row, entry in held.items():
+                    if row not in rows:
+                        raise self.fail(f"{kind}: unknown row {row!r}: take one of {', '.join(rows)}", kind, group, row)
+                    if kind == "published":
+                        self.check_keys(entry, "published", kind, group, row)
+                        if not isinstance(entry.get("value"), int | float):
+                            raise self.fail(f"published {group}.{row} has no value in per cent", kind, group, row)
+                        if not entry.get("source"):
+                            raise self.fail(
+                                f"published {group}.{row} has no source: name the paper and table", kind, group, row
+                            )
+        for kind, other in (("groups", rows), ("rows", groups)):
+            for name, held in self.section(kind).items():
+                for each in held.get("rows" if kind == "groups" else "groups", ()):
+                    if each not in other:
+                        raise self.fail(
+                            f"{kind}.{name}: unknown name {each!r}: take one of {', '.join(other)}", kind, name
+                        )
+
+    def _cells(self) -> Iterator[Cell]:
+        for group, of in self.section("groups").items():
+            for row, held in self.section("rows").items():
+                if row not in of.get("rows", self.section("rows")) or group not in held.get("groups", [group]):
+                    continue
+                budgets = held.get("budgets", of.get("budgets", self.content.get("budgets", [None])))
+                for budget in budgets:
+                    yield self._cell(group, of, row, held, budget, several=len(budgets) > 1)
+
+    def _cell(
+        self, group: str, of: dict[str, Any], row: str, held: dict[str, Any], budget: str | None, *, several: bool
+    ) -> Cell:
+        job = self._one_of(held.get("job", of.get("job", "train")), tuple(JOBS), "rows", row, "job")
+        over = self.section("cells").get(group, {}).get(row, {})
+        layers = {
+            ("options",): self.section("options"),
+            ("groups", group, "options"): of.get("options", {}),
+            ("rows", row, "options"): held.get("options", {}),
+            ("cells", group, row): over,
+        }
+        options: dict[str, Any] = {}
+        for values in layers.values():
+            if set(LENGTHS) & set(values):
+                options = {k: v for k, v in options.items() if k not in LENGTHS}
+            options |= values
+        if budget is not None and not set(LENGTHS) & (set(over) | set(held.get("options", {}))):
+            options = {k: v for k, v in options.items() if k not in LENGTHS} | {"budget": budget}
+        if job in METHODS:
+            options.setdefault("method", row if row in METHODS[job] else JOBS[job].method)
+        if job == "pretrain" and "student" in options:
+            options["arch"] = options.pop("student")
+        options = self._checked(job, options, layers, row)
+        teacher = of.get("teacher")
+        if teacher is not None and teacher not in self.section("teachers"):
+            raise self.fail(f"unknown teacher {teacher!r}: give [teachers.{teacher}]", "groups", group, "teacher")
+        evaluation = EVALUATION | of.get("evaluation", {}) if job == "condense" else None
+        if evaluation is not None and set(evaluation) != set(EVALUATION):
+            raise self.fail(f"evaluation takes {', '.join(EVALUATION)}", "groups", group, "evaluation")
+        cost = held.get("cost", of.get("cost", self.content.get("cost", "minutes")))
+        quoted = self.section("published").get(group, {}).get(row)
+        published = None
+        if quoted is not None:
+            tolerance = float(quoted.get("tolerance", self.content.get("tolerance", 1.0)))
+            spread = quoted.get("spread")
+            published = Published(
+                value=float(quoted["value"]),
+                spread=None if spread is None else float(spread),
+                source=str(quoted["source"]),
+                tolerance=tolerance,
+            )
+        return Cell(
+            table=self.path.stem,
+            group=group,
+            row=row,
+            name=f"{group}/{row}" + (f"@{budget}" if several else ""),
+            title=str(held.get("title", row)),
+            job=job,
+            options=options,
+            teacher=(
+                {"name": teacher, **self.section("teachers")[teacher]}
+                if teacher is not None and job == "train"
+                else None
+            ),
+            evaluation=evaluation,
+            cost=self._one_of(cost, COSTS, "groups", group, "cost"),
+            published=published,
+            file=str(self.path),
+            line=self.line("rows", row),
+        )
+
+    def _checked(
+        self, job: str, options: dict[str, Any], layers: dict[tuple[str, ...], dict[str, Any]], row: str
+    ) -> dict[str, Any]:
+        """The options, each known to the job or to its method, with values that these accept; lists as tuples."""
+
+        def place(name: str) -> tuple[str, ...]:
+            """Where the option was last given."""
+            return next(((*where, name) for where, held in reversed(layers.items()) if name in held), ("rows", row))
+
+        own: Any = None
+        if job in SPECS:
+            try:
+                own = light_config(SPECS[job](str(options["method"])))
+            except ValueError as error:
+                raise self.fail(str(error), *place("method")) from error
+        common = {f.name for f in fields_of(JOBS[job])}
+        known = common | ({f.name for f in fields_of(own)} if own else set())
+        for name in [n for n in options if n not in known]:
+            if job == "pretrain" and any(name in {f.name for f in fields_of(each)} for each in JOBS.values()):
+                del options[name]  # a baseline stands in groups whose options are the methods'
+                continue
+            raise self.fail(
+                f"unknown option {name!r} of {job}" + (f" --method {options['method']}" if own else ""), *place(name)
+            )
+        if "seed" in options:
+            raise self.fail("seed is no option: seeds are counted from 0", *place("seed"))
+        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        try:
+            replace(JOBS[job](), {k: v for k, v in plain.items() if k in common})
+            if own is not None:
+                own(**{k: v for k, v in plain.items() if k not in common})
+        except (ValueError, TypeError) as error:
+            name = next((n for n in options if f"--{n.replace('_', '-')}" in str(error)), "method")
+            raise self.fail(str(error), *place(name)) from error
+        return options
+
+
+def _dotted(text: str) -> tuple[str, ...]:
+    """The parts of a dotted TOML key."""
+    return tuple(part.strip("\"' ") for part in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", text.strip()))

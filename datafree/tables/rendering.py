@@ -1,0 +1,242 @@
+"""Tables as Markdown: what was measured beside what was published; what was not run and what failed is said."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datafree.tables.results import TableResult, current
+from datafree.tables.specs import Cell, Table
+
+NOTHING = "–"
+Shown = Callable[[list[dict[str, Any]]], str]
+
+
+def render(table: Table, results: Iterable[TableResult], page: Path, level: int = 1) -> list[str]:
+    """The lines of a table's section.
+
+    Args:
+        table: the specification.
+        results: all that is there of it.
+        page: the file that the lines are for; links are relative to its folder.
+        level: of the title.
+    """
+    found, superseded = current(table, results)
+    lines = [f"{'#' * level} {table.title}", ""]
+    facts = [
+        ("Measured", table.metric),
+        ("Protocol", table.protocol),
+        ("Papers", "; ".join(table.papers)),
+        ("Specification", f"[{table.path.name}]({link(table.path, page)})"),
+    ]
+    lines += [f"{name}: {text}  " for name, text in facts if text]
+    lines += ["", *([table.notes, ""] if table.notes else [])]
+    if table.layout == "matrix":
+        lines += _matrix(table, found, page)
+    else:
+        for group, title in table.groups.items():
+            cells = [cell for cell in table.cells if cell.group == group]
+            if cells:
+                lines += [f"{'#' * (level + 1)} {title}", "", *_rows(cells, found, page)]
+    lines += _footnotes(table, superseded, page)
+    return lines
+
+
+def link(path: Path, page: Path) -> str:
+    return Path(os.path.relpath(path, page.parent)).as_posix()
+
+
+# One row a cell --------------------------------------------------------------------------------------------------
+
+
+def _rows(cells: Sequence[Cell], found: dict[str, list[TableResult]], page: Path) -> list[str]:
+    """A Markdown table; columns in which no cell has anything are left out."""
+    head = ["method", "length", "accuracy", "published", "difference", *_columns(cells), "cost", "log"]
+    run = [cell for cell in cells if found[cell.name]]
+    rest = [cell for cell in cells if not found[cell.name]]
+    body = [_row(cell, found[cell.name], head, page) for cell in run]
+    kept = [i for i, name in enumerate(head) if name in ("method", "accuracy") or any(row[i] for row in body)]
+    lines = [
+        "| " + " | ".join(head[i] for i in kept) + " |",
+        "|" + "---|" * len(kept),
+        *("| " + " | ".join(row[i] for i in kept) + " |" for row in body),
+        "",
+    ]
+    return [*(lines if run else []), *(["Not run: " + _not_run(rest), ""] if rest else [])]
+
+
+def _not_run(cells: Sequence[Cell]) -> str:
+    """By length and cost, each with what was published."""
+    parts: dict[str, list[str]] = {}
+    for cell in cells:
+        text = cell.title + (f" ({cell.published})" if cell.published else "")
+        parts.setdefault(f"{length(cell)} ({cell.cost})".strip(), []).append(text)
+    return "; ".join(f"{', '.join(names)} at {what}" for what, names in parts.items()) + "."
+
+
+def _columns(cells: Sequence[Cell]) -> list[str]:
+    archs = list(dict.fromkeys(arch for cell in cells for arch in (cell.evaluation or {}).get("archs", [])))
+    jobs = {cell.job for cell in cells}
+    named = archs if len(archs) > 1 else []
+    return [*named, *dict.fromkeys(name for job in COLUMNS if job in jobs for name in COLUMNS[job])]
+
+
+def _row(cell: Cell, results: list[TableResult], head: list[str], page: Path) -> list[str]:
+    done = [result.content for result in results if result.done]
+    failed = [result for result in results if not result.done]
+    values = {
+        "method": cell.title,
+        "length": length(cell),
+        "published": str(cell.published) if cell.published else "",
+        "cost": cell.cost,
+        "log": " ".join(f"[{result.seed}]({link(result.path, page)})" for result in results),
+    }
+    if done:
+        values |= {"accuracy": f"**{accuracy(cell, done)}**", "difference": difference(cell, done)}
+        if not done[0]["result"]["steps"]:  # a selection takes no time worth a length
+            values["length"] = NOTHING
+        values |= {name: show([content["result"] for content in done]) for name, show in COLUMNS[cell.job].items()}
+        if cell.job == "condense":
+            values |= _scores(done)
+    else:
+        values["accuracy"] = ""
+    if failed:
+        reason = " ".join(str(failed[0].content["error"]).split())
+        values["accuracy"] = f"{values['accuracy']}; {len(failed)} failed: {reason}" if done else f"failed: {reason}"
+    return [values.get(name, "") for name in head]
+
+
+def length(cell: Cell) -> str:
+    """How long a cell runs, as it was asked for."""
+    options = cell.options
+    if options.get("budget"):
+        return str(options["budget"])
+    for name in ("steps", "epochs"):
+        if options.get(name):
+            return f"{options[name]:,} {name}"
+    return ""
+
+
+def accuracies(cell: Cell, done: list[dict[str, Any]]) -> list[float]:
+    """In per cent, one a seed."""
+    if cell.job == "condense":
+        return [100 * content["scores"]["accuracy_mean"] for content in done]
+    return [100 * content["result"]["accuracy" if cell.job == "pretrain" else "student_accuracy"] for content in done]
+
+
+def accuracy(cell: Cell, done: list[dict[str, Any]]) -> str:
+    """Mean ± standard deviation (n): over seeds; for one condensed set over the networks trained on it."""
+    values = accuracies(cell, done)
+    if len(values) > 1:
+        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
+    if cell.job == "condense":
+        scores = done[0]["scores"]
+        return f"{values[0]:.1f} ± {100 * scores['accuracy_std']:.1f} ({scores['networks']})"
+    return f"{values[0]:.2f}"
+
+
+def difference(cell: Cell, done: list[dict[str, Any]]) -> str:
+    """Measured less published, in points; * where it falls short by more than the tolerance and the spread."""
+    if cell.published is None:
+        return ""
+    points = statistics.mean(accuracies(cell, done)) - cell.published.value
+    short = points < -max(cell.published.tolerance, cell.published.spread or 0.0)
+    return f"{points:+.1f}{'*' if short else ''}".replace("-", "−")
+
+
+def _scores(done: list[dict[str, Any]]) -> dict[str, str]:
+    scores = done[0]["scores"]
+    shown = {"scored": f"{scores['seconds']:.0f} s"}
+    if "random_accuracy_mean" in scores:
+        shown["random real"] = f"{100 * scores['random_accuracy_mean']:.1f} ± {100 * scores['random_accuracy_std']:.1f}"
+    for arch, each in scores.get("archs", {}).items():
+        shown[arch] = f"{100 * each['accuracy_mean']:.1f} ± {100 * each['accuracy_std']:.1f}"
+        if "random_accuracy_mean" in each:
+            shown[arch] += f" (random {100 * each['random_accuracy_mean']:.1f})"
+    return shown
+
+
+def _mean(name: str, form: str, scale: float = 1.0) -> Shown:
+    """The mean over seeds of an entry of the result, as text; empty where it is not known."""
+
+    def show(results: list[dict[str, Any]]) -> str:
+        values = [scale * each[name] for each in results if each.get(name) is not None]
+        return form.format(statistics.mean(values)) if values else ""
+
+    return show
+
+
+COLUMNS: dict[str, dict[str, Shown]] = {
+    "train": {
+        "agreement": _mean("agreement", "{:.2f}", 100),
+        "teacher": _mean("teacher_accuracy", "{:.2f}", 100),
+        "images": _mean("images", "{:,.0f}"),
+        "steps": _mean("steps", "{:,.0f}"),
+        "synthesis": _mean("synthesis_seconds", "{:.0f} s"),
+        "distillation": _mean("distillation_seconds", "{:.0f} s"),
+        "peak": _mean("peak_rss_mb", "{:,.0f} MB"),
+    },
+    "pretrain": {"steps": _mean("steps", "{:,.0f}")},
+    "condense": {
+        "random real": lambda _: "",
+        "decoded": _mean("decoded_images", "{:,.0f}"),
+        "prepared": _mean("preparation_seconds", "{:.0f} s"),
+        "steps": _mean("steps", "{:,.0f}"),
+        "peak": _mean("peak_rss_mb", "{:,.0f} MB"),
+        "scored": lambda _: "",
+    },
+}
+
+
+# Rows by groups --------------------------------------------------------------------------------------------------
+
+
+def _matrix(table: Table, found: dict[str, list[TableResult]], page: Path) -> list[str]:
+    """Rows are methods, columns are groups; a cell is what was measured, then in brackets what was published."""
+    rows = list(dict.fromkeys(cell.row for cell in table.cells))
+    groups = [group for group in table.groups if any(cell.group == group for cell in table.cells)]
+    titles = {cell.row: cell.title for cell in table.cells}
+    lines = [
+        "| method | " + " | ".join(table.groups[group] for group in groups) + " |",
+        "|" + "---|" * (len(groups) + 1),
+    ]
+    for row in rows:
+        shown = []
+        for group in groups:
+            cells = [cell for cell in table.cells if (cell.group, cell.row) == (group, row)]
+            shown.append("; ".join(_brief(cell, found[cell.name], page) for cell in cells) or NOTHING)
+        lines.append(f"| {titles[row]} | " + " | ".join(shown) + " |")
+    return [*lines, "", "In brackets: as published.", ""]
+
+
+def _brief(cell: Cell, results: list[TableResult], page: Path) -> str:
+    done = [result.content for result in results if result.done]
+    if done:
+        target = next(result for result in results if result.done)
+        text = f"**[{accuracy(cell, done)}]({link(target.path, page)})**"
+    else:
+        text = "failed" if results else "not run"
+    return text + (f" ({cell.published})" if cell.published else "")
+
+
+def _footnotes(table: Table, superseded: list[TableResult], page: Path) -> list[str]:
+    lines = []
+    if table.layout == "rows" and any(cell.published for cell in table.cells):
+        sources = dict.fromkeys(cell.published.source for cell in table.cells if cell.published)
+        lines += [f"Published: {'; '.join(sources)}. A * marks what falls short by more than the tolerance.", ""]
+    if table.layout == "matrix":
+        sources = dict.fromkeys(cell.published.source for cell in table.cells if cell.published)
+        lines += [f"Published: {'; '.join(sources)}.", ""] if sources else []
+    if superseded:
+        each = ", ".join(f"[{r.cell}, seed {r.seed}]({link(r.path, page)}) {_figure(r)}" for r in superseded)
+        lines += [f"Superseded, made by another spec: {each}.", ""]
+    return lines
+
+
+def _figure(result: TableResult) -> str:
+    held = result.content["scores"] or result.content["result"] or {}
+    found = [held[name] for name in ("accuracy_mean", "student_accuracy", "accuracy") if held.get(name) is not None]
+    return f"{100 * found[0]:.2f}" if found else "failed"

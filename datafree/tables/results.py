@@ -1,0 +1,154 @@
+"""What a cell gave: one JSON a cell and seed, read back against its schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datafree.tables.specs import Cell, Table
+
+SCHEMA = 1
+# Key -> type; what a result file holds, neither more nor less.
+KEYS: dict[str, Any] = {
+    "schema": int,
+    "table": str,
+    "cell": str,
+    "seed": int,
+    "hash": str,
+    "spec": dict,
+    "status": str,
+    "error": str | None,
+    "seconds": float | int,
+    "result": dict | None,
+    "scores": dict | None,
+    "curve": list,
+    "run": dict | None,
+}
+# What the pages read of a finished result, by job.
+NEEDS = {
+    "train": ("student_accuracy", "steps", "images", "total_seconds"),
+    "pretrain": ("accuracy", "steps", "total_seconds"),
+    "condense": ("steps", "decoded_images", "preparation_seconds"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableResult:
+    """A result file's content; `superseded` where its spec is not the table's any more."""
+
+    path: Path
+    cell: str
+    seed: int
+    digest: str
+    status: str
+    content: dict[str, Any]
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done"
+
+
+def make_content(
+    cell: Cell,
+    seed: int,
+    *,
+    seconds: float,
+    error: str | None = None,
+    result: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Any] | None = None,
+    curve: Iterable[Any] = (),
+    run: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of a cell's result file. Folders of the machine are left out of all texts."""
+    named = without_folders({"error": error, "result": result, "scores": scores, "run": run})
+    return {
+        "schema": SCHEMA,
+        "table": cell.table,
+        "cell": cell.name,
+        "seed": seed,
+        "hash": cell.digest(seed),
+        "spec": cell.spec(seed),
+        "status": "done" if error is None else "failed",
+        "seconds": round(seconds, 1),
+        "curve": list(curve),
+        **named,
+    }
+
+
+def without_folders(value: Any) -> Any:
+    """Files by their names: folders of the machine that made a run are nobody's business."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    return re.sub(r"(?<![\w.])[^\s:'\"=]*/(?=[^/\s]+)", "", value) if isinstance(value, str) else value
+
+
+def read_result(path: Path) -> TableResult:
+    """One result file.
+
+    Raises:
+        ValueError: it is malformed; names the file and the line.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)
+        raise ValueError(f"{path}:{line}: no valid JSON ({error}): remove the file and run the cell again") from error
+
+    def fail(message: str, key: str = "") -> ValueError:
+        at = next((n for n, line in enumerate(text.splitlines(), 1) if key and f'"{key}"' in line), 1)
+        return ValueError(f"{path}:{at}: {message}: remove the file and run the cell again")
+
+    if not isinstance(content, dict):
+        raise fail("a result is one JSON object")
+    for key in content:
+        if key not in KEYS:
+            raise fail(f"unknown key {key!r}", key)
+    for key, kind in KEYS.items():
+        if key not in content:
+            raise fail(f"no {key!r}")
+        if not isinstance(content[key], kind) or isinstance(content[key], bool):
+            raise fail(f"{key!r} is {content[key]!r}", key)
+    if content["schema"] != SCHEMA:
+        raise fail(f"schema {content['schema']}, this version reads {SCHEMA}", "schema")
+    if content["status"] not in ("done", "failed"):
+        raise fail(f"status {content['status']!r}: done or failed", "status")
+    if (content["status"] == "failed") != (content["error"] is not None):
+        raise fail("a failed result has an error, and a finished one has none", "error")
+    if content["status"] == "done":
+        for key in NEEDS.get(content["spec"].get("job"), ()):
+            if key not in (content["result"] or {}):
+                raise fail(f"its result has no {key!r}", "result")
+    return TableResult(
+        path=path,
+        cell=content["cell"],
+        seed=content["seed"],
+        digest=content["hash"],
+        status=content["status"],
+        content=content,
+    )
+
+
+def read_results(folder: Path) -> list[TableResult]:
+    """All result files of a table's folder, by name; none where there is no folder."""
+    return [read_result(path) for path in sorted(folder.glob("*.json"))]
+
+
+def current(table: Table, results: Iterable[TableResult]) -> tuple[dict[str, list[TableResult]], list[TableResult]]:
+    """Results by the cell they are of, seeds in order; and those whose spec is not the table's any more."""
+    cells = {cell.name: cell for cell in table.cells}
+    found: dict[str, list[TableResult]] = {name: [] for name in cells}
+    superseded = []
+    for result in sorted(results, key=lambda each: each.seed):
+        cell = cells.get(result.cell)
+        if cell is not None and cell.digest(result.seed) == result.digest:
+            found[result.cell].append(result)
+        else:
+            superseded.append(result)
+    return found, superseded

@@ -1,0 +1,98 @@
+"""Keeps results in benchmarks/results, one folder a table, and renders the pages that show them.
+
+python scripts/keep_results.py [RESULTS]    # RESULTS: the --out of datafree reproduce; without it only renders
+
+Renders benchmarks/README.md and the table between the markers in README.md. tests/test_results.py compares them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from datafree.tables import Cell, Table, find_tables, load_table, read_results, render
+from datafree.tables.rendering import accuracies, accuracy, length
+from datafree.tables.results import current
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+PAGE = BENCHMARKS / "README.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+SHOWN = ("data-free-cpu", "condensation-cpu")  # in the README: the default and the best other method of each group
+DEFAULTS = ("blend", "default", "frepo")
+BASELINES = ("random", "noise", "student-with-data", "distilled-with-data")
+
+
+def keep(results: Path) -> list[Path]:
+    """Copies the finished and the failed cells of the package's tables; returns what was copied."""
+    copied = []
+    for name in find_tables():
+        for result in read_results(results / name):
+            target = BENCHMARKS / "results" / name / result.path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(result.path, target)
+            copied.append(target)
+    return copied
+
+
+def page() -> str:
+    """benchmarks/README.md."""
+    lines = [
+        "# Results",
+        "",
+        "Rendered by `python scripts/keep_results.py` from the JSON files in `results/`, which hold each run's",
+        "manifest, result and curve. `datafree reproduce TABLE` runs the cells again. Cost is of one cell on two CPU",
+        "cores: minutes, hours, or more (gpu).",
+        "",
+    ]
+    for name, path in find_tables().items():
+        lines += render(load_table(path), read_results(BENCHMARKS / "results" / name), PAGE, level=2)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def short_table() -> str:
+    """The README's table: of each group the default's longest run, the best other method's, and the baselines."""
+    lines = ["| | method | length | accuracy |", "|---|---|---|---|"]
+    for name in SHOWN:
+        table = load_table(name)
+        found, _ = current(table, read_results(BENCHMARKS / "results" / name))
+        for group, title in table.groups.items():
+            for cell in _shown(table, group, found):
+                done = [result.content for result in found[cell.name] if result.done]
+                lines.append(f"| {title} | {cell.title} | {length(cell)} | **{accuracy(cell, done)}** |")
+                title = ""
+    return "\n".join(lines)
+
+
+def _shown(table: Table, group: str, found: dict[str, list]) -> list[Cell]:  # type: ignore[type-arg]
+    run = [c for c in table.cells if c.group == group and any(r.done for r in found[c.name])]
+
+    def score(cell: Cell) -> float:
+        values = accuracies(cell, [r.content for r in found[cell.name] if r.done])
+        return sum(values) / len(values)
+
+    defaults = [c for c in run if c.row in DEFAULTS]
+    others = [c for c in run if c.row not in (*DEFAULTS, *BASELINES) and not c.row.startswith(DEFAULTS)]
+    best = [max(others, key=score)] if others else []
+    return [*defaults, *best, *(c for c in run if c.row in BASELINES)]
+
+
+def rendered(readme: str) -> str:
+    """The README with its table as the result files have it."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{short_table()}\n{END}{after}"
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        for path in keep(Path(arguments[0])):
+            print(path.relative_to(ROOT))
+    PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
