@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import math
 import re
@@ -35,8 +36,13 @@ class Field:
         return "--" + self.name.replace("_", "-")
 
 
-def fields_of(config: type) -> list[Field]:
+def fields_of(config: Any) -> tuple[Field, ...]:
     """The fields of a configuration dataclass whose annotations are `Annotated[type, "help"]`."""
+    return _fields_of(config)
+
+
+@functools.cache
+def _fields_of(config: Any) -> tuple[Field, ...]:
     hints = typing.get_type_hints(config, include_extras=True)
     found = []
     for field in dataclasses.fields(config):
@@ -49,7 +55,7 @@ def fields_of(config: type) -> list[Field]:
         if typing.get_origin(base) is tuple:
             base = tuple
         found.append(Field(name=field.name, type=base, choices=choices, help=text, default=field.default))
-    return found
+    return tuple(found)
 
 
 def replace(config: Any, values: Mapping[str, Any]) -> Any:
@@ -72,6 +78,7 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f": take one of {', '.join(known)}"
 
 
+@functools.cache
 def light_config(spec: str) -> type:
     """The Config class of a method without importing its file, which would load torch for a second or two.
 
@@ -265,6 +272,10 @@ class TrainConfig(OptimisationConfig, MachineConfig):
     augment: Annotated[
         bool | None, "crop and, where labels allow, flip the student's images; default: the method's"
     ] = None
+    validation: Annotated[
+        bool,
+        "test on the tenth of the training images that is held out for it, not on the test set: to choose settings",
+    ] = False
     evaluations: Annotated[int, "times the student is tested for the log, if test data are there"] = 10
     checkpoint_every: Annotated[float, "seconds between checkpoints"] = 60.0
 

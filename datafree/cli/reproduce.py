@@ -40,7 +40,8 @@ def reproduce(name: str | None, **values: Any) -> None:
     quiet, dry = values.pop("quiet"), values.pop("dry_run")
     if name is None:
         rows = [
-            (each, f"{title} ({done} of {cells} cells shipped)") for each, title, cells, done in reproducing.status()
+            (each.name, f"{each.title}: {len(each.cells)} cells, {shipped} come with the package, {here} here")
+            for each, shipped, here in reproducing.status(values["out"])
         ]
         click.echo(table(rows))
         return

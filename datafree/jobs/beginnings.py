@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from datafree.config import TrainConfig
-from datafree.data import Data, load_data
+from datafree.data import Data, load_data, validation_split
 from datafree.data.condensed import CondensedSet, load_condensed
 from datafree.distillation.sources import CondensedImages, RealImages, parse_source
 from datafree.domain import Domain
@@ -50,7 +50,7 @@ def training_data(config: TrainConfig, domain: Domain, device: torch.device) -> 
         raise ValueError(f"--source real: {config.data or domain.name} has no training images")
     if data.domain.shape != domain.shape:
         raise ValueError(f"--source real: the data's images are {data.domain.shape}, the teacher takes {domain.shape}")
-    return data
+    return validation_split(data) if config.validation else data
 
 
 def check_condensed(condensed: CondensedSet, domain: Domain, source: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from datafree.config import TrainConfig, fields_of, replace
-from datafree.data import Data, data_domain, find_data, load_data
+from datafree.data import Data, data_domain, find_data, load_data, validation_split
 from datafree.data.condensed import CondensedSet
 from datafree.data.sources import split_name
 from datafree.distillation.sources import CondensedImages, Mixed, RealImages
@@ -351,7 +351,7 @@ def _fill_optimisation(
 
 
 def _test_data(config: TrainConfig, domain: Domain, choices: list[str], device: torch.device) -> Data | None:
-    """The test split where it is found; a data-free run needs none."""
+    """The test split where it is found; a data-free run needs none. --validation: a part of the training split."""
     name = config.data or domain.name
     if config.data is None and name not in DOMAINS:
         choices.append("test data: no data set is named (--data NAME), so nothing is evaluated")
@@ -360,10 +360,14 @@ def _test_data(config: TrainConfig, domain: Domain, choices: list[str], device: 
     try:
         if find_data(name) is None and not config.download:
             raise FileNotFoundError(name)
-        data = load_data(name, download=config.download, device=device, splits=("test",))
+        split = "train" if config.validation else "test"
+        data = load_data(name, download=config.download, device=device, splits=(split,))
     except FileNotFoundError:
         choices.append(f"test data: none found for {name!r}, so nothing is evaluated (--download fetches public sets)")
         return None
+    if config.validation:
+        data = dataclasses.replace(validation_split(data), x_train=None, y_train=None)
+        choices.append("test data: a tenth of the training images (--validation), not the test set")
     if known.shape != domain.shape or known.classes != domain.classes or data.x_test is None:
         choices.append(f"test data: {name} does not fit the teacher, so nothing is evaluated")
         return None

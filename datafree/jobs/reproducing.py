@@ -127,14 +127,17 @@ def write_page(table: Table, folder: Path, page: Path, budget: str | None = None
     atomic_write(page, ("\n".join(render(shown, read_results(folder), page)).rstrip() + "\n").encode())
 
 
-def status() -> list[tuple[str, str, int, int]]:
-    """Each table of the package: name, title, cells, and those with a result that is shipped."""
-    rows = []
-    for name in find_tables():
-        table = load_table(name)
-        found, _ = current(table, read_results(tables_folder() / "results" / name))
-        rows.append((name, table.title, len(table.cells), sum(any(r.done for r in each) for each in found.values())))
-    return rows
+def status(out: str | Path) -> list[tuple[Table, int, int]]:
+    """Each table of the package: how many cells have a finished result that is shipped, and one that stands in `out`."""
+    return [
+        (table, _finished(table, tables_folder() / "results"), _finished(table, Path(out)))
+        for table in map(load_table, find_tables())
+    ]
+
+
+def _finished(table: Table, folder: Path) -> int:
+    found, _ = current(table, read_results(folder / table.name))
+    return sum(any(result.done for result in results) for results in found.values())
 
 
 def local_status(table: str | Path, out: str | Path) -> list[tuple[Cell, list[TableResult]]]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from datafree.config import (
@@ -37,9 +38,11 @@ from datafree.config import (
     positive,
     share,
 )
+from datafree.parallel import shard
 from datafree.synthesis.noisy import NoisyImaging
 from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.shapes import ShapeBank
 from datafree.synthesis.terms import inversion_terms
 
 
@@ -63,6 +66,7 @@ class BlendConfig:
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
     bank: BankSize = 20_000
+    shapes: Annotated[float, "share of random shapes among the student's images"] = 0.5
     reset: Reset = 20
     warmup: Warmup = 0.1
 
@@ -70,7 +74,7 @@ class BlendConfig:
         not_negative(self, "adv", "bn", "first_bn", "onehot", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
-        share(self, "bn_momentum", "warmup")
+        share(self, "bn_momentum", "warmup", "shapes")
         choice(self, "distance", "generator", "output", "student_mode")
 
 
@@ -93,6 +97,7 @@ class Blend:
         self.setting, self.config, self.imaging = setting, config, NoisyImaging(setting, config)
         self.store = self.imaging.store
         self.remembered = Remembered(config.bn_momentum, config.first_bn)
+        self.shapes = ShapeBank(setting, config.bank) if config.shapes else None
 
     def terms(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """The weighted terms of this process's images and their classes."""
@@ -102,18 +107,28 @@ class Blend:
         terms, best = self.imaging.invert(self.config.generator_steps, self.terms)
         self.store.keep(best)
         self.remembered.remember()
+        if self.shapes is not None:
+            self.shapes.refill()
         return terms
 
     @property
     def made(self) -> int:
-        return self.store.made
+        return self.store.made + (self.shapes.made if self.shapes is not None else 0)
 
     def sample(self, n: int) -> Batch:
-        return self.imaging.sample(n)
+        if self.shapes is None:
+            return self.imaging.sample(n)
+        bank, count = self.store.bank, round(self.config.shapes * n)
+        assert bank is not None
+        images = bank.images[bank.draw(n - count, self.setting.rng)]
+        return Batch(shard(torch.cat([images, self.shapes.draw(count)])).float().div_(255))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"imaging": self.imaging.state_dict(), "remembered": self.remembered.state_dict()}
+        shapes = self.shapes.state_dict() if self.shapes is not None else None
+        return {"imaging": self.imaging.state_dict(), "remembered": self.remembered.state_dict(), "shapes": shapes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.imaging.load_state_dict(state["imaging"])
         self.remembered.load_state_dict(state["remembered"])
+        if self.shapes is not None:
+            self.shapes.load_state_dict(state["shapes"])

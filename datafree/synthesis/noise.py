@@ -21,25 +21,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from datafree.config import choice, positive
 from datafree.parallel import channel_statistics, shard
 from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.shapes import ShapeBank
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
     distribution: Annotated[
-        Literal["normal", "uniform"], "of the pixels: N(mean, std) of the domain cut to [0, 1], or U(0, 1)"
+        Literal["normal", "uniform", "shapes"],
+        "of the pixels: N(mean, std) of the domain cut to [0, 1], or U(0, 1); or random shapes, classes alike",
     ] = "normal"
+    bank: Annotated[int, "random shapes that are held; the oldest of each class go first"] = 20_000
     batch_statistics: Annotated[
         bool, "the teacher's batch norms use the batch's mean and variance instead of what they remember"
     ] = False
-    student_steps: Annotated[int, "student steps a round; a round makes nothing here"] = 100
+    student_steps: Annotated[int, "student steps a round; a round makes nothing here, or some random shapes"] = 100
 
     def __post_init__(self) -> None:
-        positive(self, "student_steps")
+        positive(self, "student_steps", "bank")
         choice(self, "distribution")
 
 
 class Noise:
-    """No synthesis: every sample is drawn anew."""
+    """No synthesis: every sample is drawn anew, or from a bank of random shapes."""
 
     Config = NoiseConfig
     STUDENT: Mapping[str, Any] = {
@@ -51,15 +54,18 @@ class Noise:
         "augment": False,
     }
     NEEDS_GRADIENTS = False
-    NEEDS_GRADIENTS = False
     PRESETS: Mapping[str, Mapping[str, Any]] = {"official": {"batch_statistics": True, "lr": 1e-3}}
 
     def __init__(self, setting: Setting, config: NoiseConfig) -> None:
         if config.batch_statistics and not setting.teacher.has_statistics:
             raise ValueError("--batch-statistics: the teacher has no batch norm; leave it out")
         self.setting, self.config, self.made = setting, config, 0
+        self.shapes = ShapeBank(setting, config.bank) if config.distribution == "shapes" else None
 
     def update(self) -> dict[str, float]:
+        if self.shapes is not None:
+            self.shapes.refill()
+            self.made = self.shapes.made
         return {}
 
     def answer(self, images: Tensor) -> Tensor:
@@ -72,6 +78,8 @@ class Noise:
 
     def sample(self, n: int) -> Batch:
         setting, domain = self.setting, self.setting.domain
+        if self.shapes is not None:
+            return Batch(shard(self.shapes.draw(n)).float().div_(255))
         self.made += n
         draw = torch.rand if self.config.distribution == "uniform" else torch.randn
         images = shard(draw(n, *domain.shape, generator=setting.rng, device=setting.device))
@@ -81,10 +89,12 @@ class Noise:
         return Batch(images.contiguous(memory_format=torch.channels_last))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"made": self.made}
+        return {"made": self.made, "shapes": self.shapes.state_dict() if self.shapes is not None else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.made = int(state["made"])
+        if self.shapes is not None:
+            self.shapes.load_state_dict(state["shapes"])
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def _row(cell: Cell, results: list[TableResult], head: list[str], page: Path) ->
     else:
         values["accuracy"] = ""
     if failed:
-        reason = " ".join(str(failed[0].content["error"]).split())
+        reason = " ".join(str(failed[0].content["error"]).split()).replace("|", r"\|")
         values["accuracy"] = f"{values['accuracy']}; {len(failed)} failed: {reason}" if done else f"failed: {reason}"
     return [values.get(name, "") for name in head]
 
@@ -209,7 +209,8 @@ def _matrix(table: Table, found: dict[str, list[TableResult]], page: Path) -> li
             cells = [cell for cell in table.cells if (cell.group, cell.row) == (group, row)]
             shown.append("; ".join(_brief(cell, found[cell.name], page) for cell in cells) or NOTHING)
         lines.append(f"| {titles[row]} | " + " | ".join(shown) + " |")
-    return [*lines, "", "In brackets: as published.", ""]
+    quoted = any(cell.published for cell in table.cells)
+    return [*lines, "", *(["In brackets: as published.", ""] if quoted else [])]
 
 
 def _brief(cell: Cell, results: list[TableResult], page: Path) -> str:

@@ -84,3 +84,29 @@ def test_a_student_begins_with_what_fits() -> None:
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     assert "nothing of the teacher" in inherit(other, teacher)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_validation_tests_on_training_images_that_distilling_on_real_ones_leaves_out(tmp_path: Path) -> None:
+    from datafree.data import load_data
+    from datafree.domain import DOMAINS
+    from datafree.jobs.beginnings import training_data
+    from datafree.jobs.planning import _test_data
+
+    config, domain, device = TrainConfig(data="digits", validation=True), DOMAINS["digits"], torch.device("cpu")
+    held, used, whole = (
+        _test_data(config, domain, [], device),
+        training_data(config, domain, device),
+        load_data("digits"),
+    )
+    assert held is not None
+    assert held.x_test is not None
+    assert used.x_train is not None
+    assert whole.x_train is not None
+    assert held.x_train is None
+    assert 0.09 < len(held.x_test) / len(whole.x_train) < 0.11
+    assert len(held.x_test) + len(used.x_train) == len(whole.x_train)
+    # The digits have no two equal images: none of those tested is trained on, and all stand in the training split.
+    rows = {bytes(image.flatten().tolist()) for image in used.x_train}
+    tested = [bytes(image.flatten().tolist()) for image in held.x_test]
+    assert not rows & set(tested)
+    assert rows | set(tested) == {bytes(image.flatten().tolist()) for image in whole.x_train}

@@ -1,0 +1,88 @@
+"""`datafree reproduce`, as a person types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TINY = """\
+title = "Tiny"
+
+[groups.a]
+title = "A"
+job = "pretrain"
+options = { data = "digits", steps = 2, threads = 1 }
+
+[rows.half]
+options = { arch = "lenet5_half" }
+
+[rows.nonsense]
+options = { arch = "nonsense" }
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY, encoding="utf-8")
+    return path
+
+
+def test_without_a_table_it_lists_them(cli):
+    answer = cli("reproduce")
+    assert answer.status == 0
+    line = next(line for line in answer.out.splitlines() if "digits-smoke" in line)
+    assert "6 cells" in line
+    assert line.endswith("0 here")
+
+
+def test_a_dry_run_says_what_is_to_run_and_runs_nothing(cli, tiny, tmp_path):
+    answer = cli("reproduce", tiny, "--dry-run", "--out", tmp_path / "out")
+    assert answer.status == 0
+    assert [line.split() for line in answer.out.splitlines()] == [
+        ["a/half", "minutes,", "to", "run"],
+        ["a/nonsense", "minutes,", "to", "run"],
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digits-smok"], "unknown table 'digits-smok'"),
+        (["digits-smoke", "--cell", "x/y"], "has no cell 'x/y'"),
+        (["digits-smoke", "--shard", "3/2"], "--shard 3/2"),
+        (["digits-smoke", "--jobs", "0"], "--jobs is 0"),
+        (["digits-smoke", "--seeds", "0"], "--seeds is 0"),
+        (["digits-smoke", "--budget", "soon"], "--budget is 'soon'"),
+        (["digits-smoke", "--cost", "cheap"], "--cost cheap"),
+        (["nowhere.toml"], "nowhere.toml cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(cli, arguments, words):
+    answer = cli("reproduce", *arguments)
+    assert answer.status == 2
+    assert words in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_a_misspelt_option_is_named_with_its_line(cli, tiny):
+    tiny.write_text(TINY.replace("steps = 2", "stepps = 2"), encoding="utf-8")
+    answer = cli("reproduce", tiny)
+    assert answer.status == 2
+    assert answer.err == f"error: {tiny}:6: unknown option 'stepps' of pretrain\n"
+
+
+@pytest.mark.slow
+def test_a_table_is_run_and_rendered_and_a_failure_shows(cli, tiny, tmp_path):
+    answer = cli("reproduce", tiny, "--out", tmp_path / "out", "--jobs", 2)
+    assert answer.status == 1  # a cell failed
+    assert "a/half, seed 0: " in answer.out
+    assert "a/nonsense, seed 0: failed: " in answer.out
+    page = (tmp_path / "out" / "tiny.md").read_text(encoding="utf-8")
+    assert "| half | 2 steps | **" in page
+    assert "| nonsense | 2 steps | failed: " in page
+    again = cli("reproduce", tiny, "--out", tmp_path / "out")
+    assert "2 there, 0 to run" in again.out
+    assert again.status == 0

@@ -1,0 +1,139 @@
+"""Result files and the pages made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datafree.tables import load_table, read_results, render
+from datafree.tables.results import current, make_content, read_result, without_folders
+
+TABLE = """\
+title = "A table"
+metric = "accuracy"
+seeds = 3
+
+[options]
+data = "digits"
+steps = 1000
+
+[groups.a]
+title = "Group A"
+
+[rows.noise]
+
+[rows.dafl]
+
+[rows.dfq]
+
+[published.a]
+noise = { value = 60.0, spread = 0.5, source = "Somebody, Table 2" }
+dafl = { value = 91.0, source = "Somebody, Table 2" }
+dfq = { value = 92.5, source = "Another, Table 1" }
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "t.toml"
+    path.write_text(TABLE, encoding="utf-8")
+    return load_table(path)
+
+
+def keep(table: Any, folder: Path, row: str, number: int, accuracy: float | None, **more: Any) -> Path:
+    cell = next(cell for cell in table.cells if cell.row == row)
+    result = None if accuracy is None else {
+        "student_accuracy": accuracy, "steps": 1000, "images": 64, "total_seconds": 9.5, "agreement": 0.5,
+    }  # fmt: skip
+    error = "loss is NaN | at step 3" if accuracy is None else None
+    content = {**make_content(cell, number, seconds=10, result=result, error=error), **more}
+    folder.mkdir(exist_ok=True)
+    path: Path = folder / cell.file_name(number)
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return path
+
+
+def test_the_page_shows_mean_spread_difference_failures_and_what_was_not_run(table, tmp_path):
+    folder = tmp_path / "t"
+    # By hand: mean 59.0, sample standard deviation sqrt((4 + 0 + 4) / 2) = 2; 59 - 60 = -1, short of 60 ± 1 by nothing.
+    for seed, accuracy in enumerate((0.57, 0.59, 0.61)):
+        keep(table, folder, "noise", seed, accuracy)
+    keep(table, folder, "dafl", 0, None)
+    page = "\n".join(render(table, read_results(folder), tmp_path / "t.md"))
+    assert "| noise | 1,000 steps | **59.00 ± 2.00 (3)** | 60 ± 0.5 | −1.0 |" in page
+    assert r"| dafl | 1,000 steps | failed: loss is NaN \| at step 3 | 91 |  |" in page
+    assert "Not run: dfq (92.5) at 1,000 steps (minutes)." in page
+    assert "Published: Somebody, Table 2; Another, Table 1." in page
+    names = [next(cell for cell in table.cells if cell.row == "noise").file_name(seed) for seed in range(3)]
+    assert " ".join(f"[{seed}](t/{name})" for seed, name in enumerate(names)) in page
+
+
+def test_a_result_short_by_more_than_the_tolerance_is_marked(table, tmp_path):
+    keep(table, tmp_path / "t", "dafl", 0, 0.8999)
+    assert "| −1.0* |" in "\n".join(render(table, read_results(tmp_path / "t"), tmp_path / "t.md"))
+
+
+def test_a_number_of_another_spec_is_a_footnote(table, tmp_path):
+    keep(table, tmp_path / "t", "dafl", 0, 0.5)
+    path = tmp_path / "t.toml"
+    path.write_text(TABLE.replace("steps = 1000", "steps = 2000"), encoding="utf-8")
+    changed = load_table(path)
+    found, superseded = current(changed, read_results(tmp_path / "t"))
+    assert not any(found.values())
+    assert [result.cell for result in superseded] == ["a/dafl"]
+    page = "\n".join(render(changed, read_results(tmp_path / "t"), tmp_path / "t.md"))
+    assert "Superseded, made by another spec: [a/dafl, seed 0](t/" in page
+    assert ") 50.00." in page
+
+
+def test_a_matrix_has_rows_by_groups(table, tmp_path):
+    path = tmp_path / "t.toml"
+    path.write_text('layout = "matrix"\n' + TABLE + '\n[groups.b]\nrows = ["noise"]\n', encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace("[groups.b]\n", '[groups.b]\noptions = { student = "resnet8" }\n')
+    path.write_text(text, encoding="utf-8")
+    matrix = load_table(path)
+    keep(matrix, tmp_path / "t", "noise", 0, 0.6)
+    page = "\n".join(render(matrix, read_results(tmp_path / "t"), tmp_path / "t.md"))
+    assert "| method | Group A | b |" in page
+    assert "| dafl | not run (91) | – |" in page
+    assert ")** (60 ± 0.5) | not run |" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"status": "fine"}, "status 'fine'"),
+        ({"schema": 9}, "schema 9"),
+        ({"seed": 0.5}, "'seed' is 0.5"),
+        ({"extra": 1}, "unknown key 'extra'"),
+        ({"status": "failed"}, "a failed result has an error"),
+        ({"result": {"steps": 3}}, "no 'student_accuracy'"),
+    ],
+)
+def test_a_malformed_result_is_named_with_file_and_line(table, tmp_path, change, words):
+    path = keep(table, tmp_path / "t", "dafl", 0, 0.5, **change)
+    with pytest.raises(ValueError, match=words) as caught:
+        read_results(tmp_path / "t")
+    key = next(iter(change))
+    line = next(n for n, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if f'"{key}"' in text)
+    assert str(caught.value).startswith(f"{path}:{line}: ") or key == "status"
+
+
+def test_torn_json_is_named_with_its_line(table, tmp_path):
+    path = keep(table, tmp_path / "t", "dafl", 0, 0.5)
+    path.write_text(path.read_text(encoding="utf-8")[:60], encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{path}:\d+: no valid JSON"):
+        read_result(path)
+
+
+def test_files_are_named_without_their_folders():
+    assert without_folders({"a": ["/home/me/nets/x.py:make", "--data npz:/d/mnist.npz", "plain", 3]}) == {
+        "a": ["x.py:make", "--data npz:mnist.npz", "plain", 3]
+    }
+    assert (
+        without_folders("datafree train --teacher ../t/net.pt --out runs/a")
+        == "datafree train --teacher net.pt --out a"
+    )
