@@ -1,4 +1,4 @@
-"""Pictures of a run: labelled grids of images (PNG) and small line charts (SVG).
+"""Pictures of a run: labelled grids of images (PNG).
 
 Nothing here touches a file: callers get a picture or its bytes and decide where it goes.
 """
@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-Array = NDArray[np.float64]
 
 # Dark ground, light captions: black digits, white ground and photographs all stand out, on light and dark pages alike.
 GROUND = (42, 47, 54)
@@ -32,11 +25,6 @@ LARGEST = 128  # pixels a large image is averaged down to
 WIDEST = 80  # pixels: a caption may widen its cell up to here, then it is cut
 GAP = 4
 FONT_SIZE = 11
-
-# Drawn by matplotlib, then replaced by the page's own text colour, so that a chart reads on any background.
-INK = "#010203"
-LINE = "#3b82c4"
-REFERENCE = "#c2691c"
 
 
 def grid(
@@ -137,6 +125,11 @@ def _cut(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     return line + "…"
 
 
+def one_line(text: str, width: int) -> str:
+    """The text in one line of printable characters, cut to so many pixels of the captions' font."""
+    return _cut("".join(c if c.isprintable() else " " for c in text), width, _font())
+
+
 def data_uri(data: bytes, limit: int = 300_000) -> tuple[str, int, int]:
     """A picture as an address that holds the picture itself, to stand in a page.
 
@@ -164,103 +157,3 @@ def data_uri(data: bytes, limit: int = 300_000) -> tuple[str, int, int]:
         shrunk.save(buffer, format="JPEG", quality=85)
         kind, data = "image/jpeg", buffer.getvalue()
     return f"data:{kind};base64,{base64.b64encode(data).decode()}", shrunk.width, shrunk.height
-
-
-def thin(x: Sequence[float], y: Sequence[float], limit: int = 400) -> tuple[Array, Array, Array, Array]:
-    """A series of at most `limit` points: neighbours are averaged, and their lowest and highest value kept.
-
-    Args:
-        x: (n,), sorted.
-        y: (n,).
-        limit: Points wanted at most, at least 1.
-
-    Returns:
-        x, mean, lowest and highest of each group of neighbours, each (min(n, limit),).
-    """
-    assert len(x) == len(y) > 0
-    assert limit >= 1
-    groups = min(len(x), limit)
-    xs = np.array_split(np.asarray(x, dtype=np.float64), groups)
-    ys = np.array_split(np.asarray(y, dtype=np.float64), groups)
-    return (
-        np.array([group.mean() for group in xs]),
-        np.array([group.mean() for group in ys]),
-        np.array([group.min() for group in ys]),
-        np.array([group.max() for group in ys]),
-    )
-
-
-def line_chart(
-    x: Sequence[float],
-    y: Sequence[float],
-    *,
-    name: str,
-    xlabel: str,
-    percent: bool = False,
-    reference: float | None = None,
-) -> str:
-    """One curve as an `<svg>` element to stand inside an HTML page.
-
-    It has no background, and its text takes the page's colour. A long series is thinned to 400 points, with a band from
-    the lowest to the highest value of the neighbours averaged. The axis is logarithmic when all values are positive
-    and nine tenths of the curve span more than two decades.
-
-    Args:
-        x: (n,), sorted, finite.
-        y: (n,), finite; fractions if `percent`.
-        name: Letters, digits and hyphens; unlike that of any other chart on the page. It starts every id in the chart.
-        xlabel: Text below the axis.
-        percent: Show fractions as percentages.
-        reference: Draw a dashed horizontal line at this value.
-
-    Returns:
-        The element, hidden from screen readers: the page says in words what it shows.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # "none" keeps text as text (small, scalable); the salt makes the ids, and so the page, reproducible.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "datafree", "font.size": 8}):
-        figure = Figure(figsize=(4.2, 2.3))
-        # Fixed margins, with room for eight digits: to have them computed would double the time.
-        axes = figure.add_axes((0.14, 0.18, 0.84, 0.74))
-        centre, mean, low, high = thin(x, y)
-        if len(mean) < len(x):
-            axes.fill_between(centre, low, high, color=LINE, alpha=0.25, linewidth=0)
-        axes.plot(centre, mean, color=LINE, linewidth=1.4, marker="o" if len(mean) < 30 else "", markersize=3)
-        if reference is not None:
-            axes.axhline(reference, color=REFERENCE, linewidth=1.2, linestyle="--")
-        bottom, top = np.percentile(mean, [5, 95])
-        if not percent and low.min() > 0 and top > 100 * bottom:
-            axes.set_yscale("log")
-        if percent:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
-        axes.set_xlabel(xlabel)
-        _plain(axes)
-        buffer = io.StringIO()
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inline(buffer.getvalue(), name)
-
-
-def _plain(axes: Axes) -> None:
-    """Faint grid, no frame, everything in the one ink that the page replaces."""
-    axes.grid(color=INK, alpha=0.15, linewidth=0.6)
-    axes.tick_params(which="both", colors=INK, length=0)
-    axes.xaxis.label.set_color(INK)
-    axes.margins(x=0.02)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _inline(svg: str, name: str) -> str:
-    """A matplotlib SVG file as an element of a page: no prologue, no addresses, ids of its own, the page's colour."""
-    svg = svg[svg.index("<svg") :]
-    # A <style> inside would rule the whole page; the page has its own.
-    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    # Coordinates to a hundredth of a point halve the page. They stand inside tags; the numbers between tags are labels.
-    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
-    svg = svg.replace(' id="', f' id="{name}-').replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
-    return svg.replace(INK, "currentColor").strip()

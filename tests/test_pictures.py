@@ -1,12 +1,10 @@
-"""Grids, inlined pictures and charts: pixels, sizes and markup against values derived by hand."""
+"""Grids and inlined pictures: pixels and sizes against values derived by hand."""
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ import torch
 from PIL import Image
 
 from datafree import pictures
-from datafree.pictures import GAP, GROUND, WIDEST, data_uri, grid, line_chart, png_bytes, thin
+from datafree.pictures import GAP, GROUND, WIDEST, data_uri, grid, png_bytes
 
 
 def test_grid_puts_each_pixel_where_it_belongs():
@@ -135,70 +133,3 @@ def test_data_uri_refuses_a_torn_picture(keep: int):
     data = png_bytes(grid(torch.rand(4, 3, 8, 8)))
     with pytest.raises(ValueError, match="no complete picture"):
         data_uri(data[:keep])
-
-
-def test_thin_leaves_a_short_series_alone():
-    x, mean, low, high = thin([1, 2, 5], [3.0, -1.0, 4.0], limit=3)
-    assert x.tolist() == [1, 2, 5]
-    assert mean.tolist() == low.tolist() == high.tolist() == [3, -1, 4]
-
-
-def test_thin_equals_numpy_on_equal_groups():
-    y = np.random.default_rng(0).normal(size=1200)
-    x, mean, low, high = thin(range(1200), y.tolist(), limit=40)
-    groups = y.reshape(40, 30)
-    assert np.allclose(x, np.arange(40) * 30 + 14.5)
-    assert np.allclose(mean, groups.mean(1))
-    assert np.array_equal(low, groups.min(1))
-    assert np.array_equal(high, groups.max(1))
-
-
-def labels(svg: str) -> list[str]:
-    return [element.text or "" for element in ElementTree.fromstring(svg).iter() if element.tag == "text"]
-
-
-def test_a_chart_stands_on_its_own():
-    svg = line_chart(range(2000), np.linspace(0.001, 0.02, 2000).tolist(), name="a", xlabel="step", reference=0.01)
-    root = ElementTree.fromstring(svg)
-    assert root.tag == "svg"
-    assert root.get("aria-hidden") == "true"
-    assert "http" not in svg
-    assert "<style" not in svg
-    assert "currentColor" in svg
-    assert pictures.INK not in svg
-    ids = [element.get("id") for element in root.iter() if element.get("id")]
-    assert len(ids) == len(set(ids))
-    assert all(name is not None and name.startswith("a-") for name in ids)
-    used = set(re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', svg))
-    assert used
-    assert {one or other for one, other in used} <= set(ids)
-
-
-def test_a_chart_is_reproducible_and_small():
-    y = np.random.default_rng(0).normal(size=20_000).tolist()
-    svg = line_chart(range(20_000), y, name="a", xlabel="step")
-    assert svg == line_chart(range(20_000), y, name="a", xlabel="step")
-    assert len(svg) < 60_000
-
-
-def test_chart_labels_are_what_the_axis_says():
-    # Shortening the coordinates must leave the labels alone.
-    svg = line_chart([0, 1], [0.0, 0.008], name="a", xlabel="a step")
-    assert "a step" in labels(svg)
-    assert "0.002" in labels(svg)
-    assert any(
-        text.endswith(" %") for text in labels(line_chart([0, 1], [0.1, 0.9], name="a", xlabel="", percent=True))
-    )
-
-
-def test_a_chart_over_decades_is_logarithmic():
-    # Five decades: with equal steps on a logarithmic axis, 10^-5 .. 1 lies on a straight line.
-    svg = line_chart(range(6), [10.0**-i for i in range(6)], name="a", xlabel="step")
-    path = next(p for p in re.findall(r'<path d="([^"]*)"[^>]*stroke: #3b82c4', svg) if p.count("L") == 5)
-    heights = [float(point.split()[1]) for point in re.split("[ML]", path)[1:]]
-    assert np.allclose(np.diff(heights), np.diff(heights)[0], atol=0.03)
-
-
-@pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [-1.0, 1e9], [1e-30, 1.0]])
-def test_a_chart_of_degenerate_values_is_drawn(values: list[float]):
-    assert line_chart(range(len(values)), values, name="a", xlabel="step").endswith("</svg>")

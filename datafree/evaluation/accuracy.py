@@ -17,7 +17,7 @@ Predict = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What `evaluate` measures. Fractions are of 1; the last four are None where no teacher was given.
+    """What `evaluate` measures. Fractions are of 1; the last five are None where no teacher was given.
 
     images: how many were evaluated.
     accuracy: share of images whose largest logit is the label's.
@@ -26,6 +26,7 @@ class Scores:
     teacher_accuracy, teacher_per_class: the same for the teacher.
     agreement: share of images on which both networks' largest logits coincide (Stanton et al. 2021, top-1 agreement).
     kl: mean over the images of KL(teacher || student) of the class probabilities, temperature 1, in nats.
+    decisions: counts; row = the teacher's largest logit, column = the student's.
     """
 
     images: int
@@ -36,6 +37,7 @@ class Scores:
     teacher_per_class: list[float | None] | None = None
     agreement: float | None = None
     kl: float | None = None
+    decisions: list[list[int]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain types, for JSON."""
@@ -90,6 +92,7 @@ def evaluate(
     if teacher is None:
         return scores
     teacher_counts = _confusion(truth, torch.cat(taught).cpu(), classes)
+    decisions = _confusion(torch.cat(taught).cpu(), torch.cat(predicted).cpu(), classes)
     return Scores(
         images=scores.images,
         accuracy=scores.accuracy,
@@ -97,9 +100,10 @@ def evaluate(
         confusion=scores.confusion,
         teacher_accuracy=_accuracy(teacher_counts),
         teacher_per_class=_per_class(teacher_counts),
-        agreement=int((torch.cat(predicted) == torch.cat(taught)).sum()) / len(x),
+        agreement=_accuracy(decisions),
         # A sum of rounded terms can come out a hair below the bound that the divergence has.
         kl=max(0.0, float(divergence) / len(x)),
+        decisions=decisions.tolist(),
     )
 
 
@@ -111,7 +115,7 @@ def _logits(predict: Predict, images: Tensor, count: int) -> Tensor:
 
 
 def _confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Counts (classes, classes): row = label, column = prediction."""
+    """Counts (classes, classes): row = label (or the teacher's decision in its place), column = prediction."""
     return torch.bincount(truth * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 

@@ -128,7 +128,7 @@ def write_page(table: Table, folder: Path, page: Path, budget: str | None = None
 
 
 def status(out: str | Path) -> list[tuple[Table, int, int]]:
-    """Each table of the package: how many cells have a finished result that is shipped, and one that stands in `out`."""
+    """Each table of the package: how many cells have a finished result that is shipped, and one in `out`."""
     return [
         (table, _finished(table, tables_folder() / "results"), _finished(table, Path(out)))
         for table in map(load_table, find_tables())

@@ -21,6 +21,7 @@ from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, random_states, restore_random_states, seed_all
 from datafree.jobs.planning import Plan
 from datafree.pictures import grid, png_bytes
+from datafree.report.compared import MOST_CLASSES
 from datafree.runs import Run, peak_rss_mb, save_network, write_json
 from datafree.synthesis.setting import Setting
 from datafree.training import Clock, Seconds, Trainer
@@ -269,6 +270,8 @@ def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
         "per_class": {"teacher": scores.teacher_per_class, "student": scores.per_class} if scores else None,
         "warnings": warnings,
     }
+    if scores is not None and domain.classes <= MOST_CLASSES:
+        metrics["confusion"] = scores.decisions
     if (queries := getattr(session.method, "queries", None)) is not None:
         metrics["queries"] = queries
     if plan.device.type == "cuda":

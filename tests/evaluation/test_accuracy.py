@@ -34,6 +34,8 @@ def test_by_hand() -> None:
     assert scores.teacher_accuracy == 0.75
     assert scores.teacher_per_class == [1.0, 1.0, None, 0.0]
     assert scores.agreement == 0.75
+    # (teacher, student): (0, 0), (0, 1), (1, 1), (0, 0).
+    assert scores.decisions == [[2, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     # The two networks differ on the second image only. There p = (a, b, b, b), q = (b, a, b, b) with a = e^4 b, hence
     # KL = (a - b) * 4 and b = 1 / (e^4 + 3).
     expected = (math.exp(4) - 1) / (math.exp(4) + 3) * 4 / 4
@@ -52,6 +54,9 @@ def test_against_numpy() -> None:
     assert scores.agreement == (s.argmax(1) == t.argmax(1)).mean()
     assert scores.accuracy == (s.argmax(1) == y).mean()
     assert scores.teacher_accuracy == (t.argmax(1) == y).mean()
+    pairs = np.zeros((7, 7), int)
+    np.add.at(pairs, (t.argmax(1), s.argmax(1)), 1)
+    assert scores.decisions == pairs.tolist()
     for label in range(7):
         assert scores.per_class[label] == pytest.approx((s.argmax(1) == label)[y == label].mean())
 
@@ -61,12 +66,15 @@ def test_a_network_against_itself() -> None:
     scores = evaluate(net, x, torch.randint(0, 4, (50,)), teacher=net)
     assert (scores.agreement, scores.kl) == (1.0, 0.0)
     assert scores.teacher_accuracy == scores.accuracy
+    assert scores.decisions is not None
+    assert sum(row[i] for i, row in enumerate(scores.decisions)) == 50
 
 
 def test_without_a_teacher_and_as_json() -> None:
     net, x = table(torch.eye(3))
     scores = evaluate(net, x, torch.arange(3))
     assert (scores.accuracy, scores.kl, scores.agreement, scores.teacher_accuracy) == (1.0, None, None, None)
+    assert scores.decisions is None
     assert json.loads(json.dumps(scores.to_dict()))["per_class"] == [1.0, 1.0, 1.0]
 
 

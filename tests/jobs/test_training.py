@@ -80,6 +80,11 @@ def test_the_result_has_what_scripts_rely_on(finished: Path) -> None:
     # 20 steps by 3 are 7 rounds of one batch, and warm-up rounds before them.
     assert result["images"] >= 7 * 8
     assert result["images"] % 8 == 0
+    # The teacher's decisions against the student's, of every test image.
+    counts = np.array(result["confusion"])
+    assert counts.shape == (10, 10)
+    assert counts.sum() == 355
+    assert counts.trace() / 355 == result["agreement"]
     assert (result["steps"], result["threads"], result["seed"], result["precision"]) == (20, 1, 0, "32")
     named = {name: result[name] for name in ("method", "teacher", "student", "data")}
     assert named == {"method": "dfq", "teacher": "resnet8", "student": "resnet8", "data": "digits"}
