@@ -34,8 +34,9 @@ EMBEDDED_LENGTH = {"steps": 1000}
 USUAL_LENGTH = {"budget": "30m"}
 EMBEDDED_BATCH = 64
 BANK_BYTES = 250_000_000
-WITHOUT_NORM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}
-# Learning rates are given for this many images a step; smaller batches take proportionally less.
+# A student without normalisation layers: chosen on held-out training images of MNIST, see docs/methods/blend.md.
+WITHOUT_NORM = {"optimizer": "adam", "lr": 3e-3, "weight_decay": 0.0, "batch_size": 64}
+# SGD's rates are given for this many images a step; smaller batches take proportionally less.
 RATE_BATCH = 128
 # What stands in a method's place, by the name that messages give it.
 INSTEAD: Mapping[type[Any], str] = {CondensedImages: "condensed", RealImages: "real"}
@@ -246,7 +247,10 @@ def _prior(config: TrainConfig, domain: Domain, device: torch.device) -> torch.T
 def _fit_terms(
     method: type[Any], method_config: Any, options: Mapping[str, Any], teacher: Teacher, warnings: list[str]
 ) -> Any:
-    """Drops the terms that this teacher gives nothing to match to, and says what stands in for batch norm."""
+    """Drops the terms that this teacher gives nothing to match to, and says what stands in for batch norm.
+
+    A method's WITHOUT_STATISTICS are options that it takes then, where a person says nothing else.
+    """
     patches = getattr(method_config, "patches", None)
     if patches and not teacher.attentions:
         raise ValueError(f"--patches {patches:g}: the teacher has no attention blocks; leave it out")
@@ -265,7 +269,11 @@ def _fit_terms(
             f"--{needed} {options[needed]:g}: the teacher has no batch norm, so nothing is matched; leave it out"
         )
     warnings.append(f"the teacher has no batch norm: the term {needed!r} has nothing to match and is dropped")
-    return dataclasses.replace(method_config, **{needed: 0.0})
+    instead = {n: v for n, v in getattr(method, "WITHOUT_STATISTICS", {}).items() if n not in options}
+    if instead:
+        words = ", ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in instead.items())
+        warnings.append(f"in its place: {words}")
+    return dataclasses.replace(method_config, **{needed: 0.0, **instead})
 
 
 def _fit_bank(method_config: Any, options: Mapping[str, Any], domain: Domain, choices: list[str]) -> Any:
@@ -320,6 +328,7 @@ def _fill_optimisation(
     batch_size = config.batch_size
     if batch_size is None:
         batch_size = EMBEDDED_BATCH if config.teacher is None else default_batch_size(domain.shape)
+        batch_size = min(batch_size, student.get("batch_size", batch_size))
         batch_size = -(-batch_size // world_size()) * world_size()
         choices.append(f"batch: {batch_size} images (by the size of the images)")
     if batch_size % world_size():
@@ -341,7 +350,7 @@ def _fill_optimisation(
     if config.lr is None:
         optimizer = config.optimizer or student["optimizer"]
         rate = student["lr"] if optimizer == student["optimizer"] else RATES[optimizer]
-        values["lr"] = rate * min(1.0, batch_size / RATE_BATCH)
+        values["lr"] = rate * (min(1.0, batch_size / RATE_BATCH) if optimizer == "sgd" else 1.0)
         choices.append(f"rate: {values['lr']:g} ({optimizer}, {batch_size} images a step)")
     if config.steps is None and config.epochs is None and config.budget is None:
         values.update(length)

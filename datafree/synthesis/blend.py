@@ -66,7 +66,9 @@ class BlendConfig:
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
     bank: BankSize = 20_000
-    shapes: Annotated[float, "share of random shapes among the student's images"] = 0.5
+    shapes: Annotated[float, "share of random shapes among the student's images; 0.5 where there is no batch norm"] = (
+        0.0
+    )
     reset: Reset = 20
     warmup: Warmup = 0.1
 
@@ -92,6 +94,7 @@ class Blend:
         "inherit": True,
     }
     NEEDS_STATISTICS = "bn"
+    WITHOUT_STATISTICS: Mapping[str, float] = {"shapes": 0.5, "student_steps": 60}
 
     def __init__(self, setting: Setting, config: BlendConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, NoisyImaging(setting, config)

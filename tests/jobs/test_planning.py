@@ -110,3 +110,19 @@ def test_validation_tests_on_training_images_that_distilling_on_real_ones_leaves
     tested = [bytes(image.flatten().tolist()) for image in held.x_test]
     assert not rows & set(tested)
     assert rows | set(tested) == {bytes(image.flatten().tolist()) for image in whole.x_train}
+
+
+def test_shapes_stand_in_for_statistics_that_are_not_there(tmp_path: Path) -> None:
+    made = plan(tmp_path, "plain", "blend")
+    assert (made["method_options"]["bn"], made["method_options"]["shapes"]) == (0.0, 0.5)
+    assert made["warnings"][-1] == "in its place: --shapes 0.5, --student-steps 60"
+    asked = plan(tmp_path, "plain", "blend", shapes=0.0)
+    assert asked["method_options"]["shapes"] == 0.0
+    assert asked["warnings"][-1] == "in its place: --student-steps 60"
+    assert plan(tmp_path, "group", "blend")["method_options"]["shapes"] == 0.0
+
+
+def test_a_student_without_norm_takes_adam_and_small_batches(tmp_path: Path) -> None:
+    config = plan(tmp_path, "plain", "blend")["config"]
+    assert (config["optimizer"], config["lr"], config["batch_size"]) == ("adam", 3e-3, 64)
+    assert (config["weight_decay"], config["temperature"]) == (0.0, 20.0)
