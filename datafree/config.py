@@ -203,7 +203,9 @@ class OptimisationConfig:
     steps: Annotated[int | None, "training steps"] = None
     epochs: Annotated[float | None, "length in epochs"] = None
     budget: Annotated[str | None, "length in wall-clock time, such as 15m; schedules follow it"] = None
-    batch_size: Annotated[int | None, "images a step; default: 256 at 32 px and below, fewer above, 8 at 224 px"] = None
+    batch_size: Annotated[
+        int | None, "images a step; default: 256 at 32 px and below (64 without norm layers), 8 at 224 px"
+    ] = None
 
     def __post_init__(self) -> None:
         positive(self, "lr", "steps", "epochs", "batch_size", "gradient_clip")
@@ -271,6 +273,9 @@ class TrainConfig(OptimisationConfig, MachineConfig):
     temperature: Annotated[float | None, "temperature of kl; default: the method's"] = None
     augment: Annotated[
         bool | None, "crop and, where labels allow, flip the student's images; default: the method's"
+    ] = None
+    flip: Annotated[
+        bool | None, "mirror images at random; default: coloured images whose labels allow it (digits' do not)"
     ] = None
     validation: Annotated[
         bool,

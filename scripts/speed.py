@@ -2,14 +2,17 @@
 
     python scripts/speed.py --methods dfq,dafl --pairs wrn16_1:resnet8,resnet20:resnet8 --precision 32,bf16
     python scripts/speed.py --methods dfq --baseline
+    python scripts/speed.py --inner --methods fast,cmi,nayer,deepinversion  # their inner loops: speed_inversion.py
     python scripts/speed.py --condensation --methods dm,dc,evaluate,mtt     # condensation: speed_condensation.py
 
 A pair is TEACHER:STUDENT, both untrained, on 3x32x32 images with 10 classes, on the CPU. Every case has a fresh
 process, so that its peak memory is its own. Times are milliseconds, medians over the repeats after a warm-up:
 
     generator_step_ms   one step of the generator, with its share of the round; null where a method has no generator
+    pixel_step_ms       one step on a batch of pixels, likewise; null where a method has no such steps
     student_step_ms     one step of the student: images, teacher, student, optimiser
     image_ms            a round (at the method's own numbers of steps) divided by the images that the student saw in it
+    cpu                 the same by processor time, which other programs disturb less
     peak_memory_mb      largest resident memory of the process, libraries included (10^6 bytes)
 
 `--baseline` times rounds of dfq (one generator step, five student steps) beside the usual way, which stands in this
@@ -86,6 +89,13 @@ class Textbook(nn.Module):
         return torch.sigmoid(self.to_image(x))
 
 
+def textbook_statistics(norm: nn.Module, x: Tensor) -> Statistics:
+    """Mean and variance of each channel of a layer's input (N, C, H, W), beside what the layer remembers."""
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+    rows = x.transpose(0, 1).contiguous().view(x.shape[1], -1)
+    return Statistics(x.mean((0, 2, 3)), rows.var(1, correction=0), norm.running_mean, norm.running_var)
+
+
 class Ours:
     """A method with its student, as `datafree train` runs them."""
 
@@ -99,7 +109,7 @@ class Ours:
         self.student = Normalised(student, DOMAIN.mean, DOMAIN.std)
         self.student.to(memory_format=torch.channels_last)
         rng = torch.Generator().manual_seed(0)
-        setting = Setting(
+        self.setting = setting = Setting(
             teacher=self.teacher, student=self.student, domain=DOMAIN, batch_size=batch, rng=rng, device=CPU
         )
         kind = load_method(method)
@@ -107,7 +117,12 @@ class Ours:
         options = {"warmup": 0, **options}
         self.method = kind(setting, kind.Config(**{k: v for k, v in options.items() if k in known}))
         chosen = {**kind.STUDENT, "lr": LR}
-        config = TrainConfig(optimizer=chosen["optimizer"], lr=LR, weight_decay=chosen["weight_decay"])
+        config = TrainConfig(
+            optimizer=chosen["optimizer"],
+            lr=LR,
+            weight_decay=chosen["weight_decay"],
+            gradient_clip=chosen.get("gradient_clip"),
+        )
         self.trainer = Trainer(self.student, config)
         self.criterion, self.temperature = chosen["criterion"], chosen["temperature"]
         self.alternation = Alternation(
@@ -116,6 +131,7 @@ class Ours:
             criterion=self.criterion,
             temperature=self.temperature,
             augmented=chosen["augment"] if augmented is None else augmented,
+            attention=chosen.get("attention", 0.0),
         )
         self.clock = Clock(steps=10**9)
 
@@ -154,13 +170,10 @@ class Usual:
 
     def update(self) -> tuple[dict[str, float], Tensor]:
         """One generator step: its terms and its images."""
-        config, images, seen = self.config, self.images(), []
+        config, images, seen = self.config, self.images(), list[Statistics]()
 
         def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
-            x = inputs[0]
-            rows = x.transpose(0, 1).contiguous().view(x.shape[1], -1)
-            seen.append(Statistics(x.mean((0, 2, 3)), rows.var(1, correction=0), norm.running_mean, norm.running_var))
+            seen.append(textbook_statistics(norm, inputs[0]))
 
         norms = [module for module in self.teacher.modules() if isinstance(module, nn.BatchNorm2d)]
         hooks = [norm.register_forward_pre_hook(observe) for norm in norms]
@@ -191,10 +204,11 @@ class Usual:
         self.sgd.step()
 
 
-def milliseconds(act: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+def times(act: Callable[[], object]) -> tuple[float, float]:
+    """Milliseconds by the wall clock and by the processor's."""
+    wall, cpu = time.perf_counter(), time.process_time()
     act()
-    return 1e3 * (time.perf_counter() - begin)
+    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
 
 
 def measure_case(
@@ -204,22 +218,28 @@ def measure_case(
     ours = Ours(method, pair, batch=batch, generator_width=width)
     ours.update(precision)
     ours.student_step(precision)
-    generates = hasattr(ours.method, "imaging")
     updates, steps = [], []
     for _ in range(repeats):
-        updates.append(milliseconds(lambda: ours.update(precision)))
-        steps.append(milliseconds(lambda: ours.student_step(precision)))
-    update, step = statistics.median(updates), statistics.median(steps)
-    config = ours.method.config
+        updates.append(times(lambda: ours.update(precision)))
+        steps.append(times(lambda: ours.student_step(precision)))
+    wall, cpu = (
+        parts(ours.method, statistics.median(update), statistics.median(step), batch)
+        for update, step in zip(zip(*updates, strict=True), zip(*steps, strict=True), strict=True)
+    )
+    case = {"method": method, "teacher": pair[0], "student": pair[1], "precision": precision}
+    return {**case, **wall, "cpu": cpu, "peak_memory_mb": peak_rss_mb()}
+
+
+def parts(method: Any, update: float, step: float, batch: int) -> dict[str, float | None]:
+    """Where the time of a round of synthesis and of a student's step goes, from milliseconds of each."""
+    config = method.config
+    generator = update / getattr(config, "generator_steps", 1) if hasattr(method, "imaging") else None
+    pixels = update / config.pixel_steps if hasattr(config, "pixel_steps") else None
     return {
-        "method": method,
-        "teacher": pair[0],
-        "student": pair[1],
-        "precision": precision,
-        "generator_step_ms": round(update / getattr(config, "generator_steps", 1), 3) if generates else None,
+        "generator_step_ms": generator and round(generator, 3),
+        "pixel_step_ms": pixels and round(pixels, 3),
         "student_step_ms": round(step, 3),
         "image_ms": round((update / config.student_steps + step) / batch, 4),
-        "peak_memory_mb": peak_rss_mb(),
     }
 
 
@@ -257,7 +277,7 @@ def compare(
     rounds.update({f"ours_{precision}": our_round(make(), precision) for precision in precisions})
     for act in rounds.values():
         act()
-    turns = [{name: milliseconds(act) for name, act in rounds.items()} for _ in range(repeats)]
+    turns = [{name: times(act)[0] for name, act in rounds.items()} for _ in range(repeats)]
 
     def ratio(slow: str, quick: str) -> float:
         return round(statistics.median(turn[slow] / turn[quick] for turn in turns), 3)
@@ -295,26 +315,32 @@ def differences(ours: Ours) -> dict[str, float]:
     }
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Times the methods on the CPU and prints JSON.")
-    parser.add_argument("--methods", default=",".join(METHODS), help="default: %(default)s")
+def options(about: str, methods: Sequence[str]) -> argparse.ArgumentParser:
+    """The flags that all timings of data-free methods have."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--methods", default=",".join(methods), help="default: %(default)s")
     parser.add_argument("--pairs", default="wrn16_1:resnet8", help="TEACHER:STUDENT,...; default: %(default)s")
     parser.add_argument("--batch", type=int, default=64, help="images a step; default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--precision", default="32,bf16", help="default: %(default)s")
     parser.add_argument("--width", type=int, default=64, help="channels of the generator; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=9, help="measurements a case; default: %(default)s")
-    parser.add_argument("--baseline", action="store_true", help="also time the usual way and print the ratios")
-    parser.add_argument("--condensation", action="store_true", help="instead: see --condensation --help")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # one case as JSON: what a child process measures
+    return parser
+
+
+def checked(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, methods: Sequence[str]
+) -> argparse.Namespace:
+    """The parsed flags; what is not known, or below 1, ends the program with a line."""
     args = parser.parse_args(arguments)
     args.methods, args.precision = args.methods.split(","), args.precision.split(",")
     args.pairs = [tuple(pair.split(":")) for pair in args.pairs.split(",")]
-    for name in ("batch", "threads", "width", "repeats"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}: give 1 or more")
+    for name, value in vars(args).items():
+        if isinstance(value, int) and value < 1 and not isinstance(value, bool):
+            parser.error(f"--{name} is {value}: give 1 or more")
     for given, known, flag in (
-        (args.methods, list(METHODS), "--methods"),
+        (args.methods, list(methods), "--methods"),
         (args.precision, ["32", "bf16"], "--precision"),
         ([name for pair in args.pairs for name in pair], list(model_names()), "--pairs"),
     ):
@@ -325,10 +351,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def in_child(case: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """The case measured in a process of its own."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = options("Times the methods on the CPU and prints JSON.", list(METHODS))
+    parser.add_argument("--baseline", action="store_true", help="also time the usual way and print the ratios")
+    parser.add_argument("--inner", action="store_true", help="instead: see --inner --help")
+    parser.add_argument("--condensation", action="store_true", help="instead: see --condensation --help")
+    return checked(parser, arguments, list(METHODS))
+
+
+def in_child(case: Mapping[str, Any], threads: int, *flags: str) -> dict[str, Any]:
+    """The case measured in a process of its own, by the part of this script that the flags ask for."""
     print(json.dumps(case), file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, "--threads", str(threads), "--case", json.dumps(case)]
+    command = [sys.executable, __file__, *flags, "--threads", str(threads), "--case", json.dumps(case)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -363,7 +397,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if "--condensation" in sys.argv:
-        runpy.run_path(str(Path(__file__).with_name("speed_condensation.py")), run_name="__main__")
+    OTHERS = {"--condensation": "speed_condensation.py", "--inner": "speed_inversion.py"}
+    if asked := [name for flag, name in OTHERS.items() if flag in sys.argv]:
+        sys.path.insert(0, str(Path(__file__).parents[1]))  # one script imports parts of another as scripts.NAME
+        runpy.run_path(str(Path(__file__).with_name(asked[0])), run_name="__main__")
     else:
         main()

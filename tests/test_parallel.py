@@ -213,6 +213,25 @@ def test_statistics_of_half_types_keep_a_gradient_of_their_type() -> None:
     torch.testing.assert_close(x.grad.float(), plain.grad, rtol=2**-7, atol=2**-8 * plain.grad.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(12, 4), (12, 4, 5), (32, 4, 16, 16)])
+@pytest.mark.parametrize("layout", ["rows", "channels last", "transposed"])
+def test_statistics_of_half_types_are_summed_in_float32(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype
+) -> None:
+    """Beside a mean of ten standard deviations: sums of bf16 would be wrong in the second digit."""
+    x = (torch.randn(*shape) + 10).to(dtype)
+    if layout == "channels last" and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        x = x.transpose(0, -1).contiguous().transpose(0, -1)
+    dims = [0, *range(2, x.dim())]
+    mean, var = parallel.channel_statistics(x)
+    assert mean.dtype == var.dtype == torch.float32
+    torch.testing.assert_close(mean.double(), x.double().mean(dims), rtol=1e-5, atol=0)
+    torch.testing.assert_close(var.double(), x.double().var(dims, correction=0), rtol=2e-4, atol=0)
+
+
 def test_averaged_halves_would_be_wrong(group: Group) -> None:
     """Why statistics are reduced: the mean of the ranks' own class balances is far from the global one."""
     logits = 8 * torch.eye(6, dtype=torch.float64).repeat_interleave(2, 0)  # each rank has classes of its own

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from datafree.generators import large, small
+from datafree.synthesis import METHODS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "speed.py"
 PAIR = ("wrn10_1", "resnet8")
@@ -73,14 +74,15 @@ def test_ours_and_the_usual_way_make_the_same_round(double: None, speed: ModuleT
         torch.testing.assert_close(mine_, theirs_, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["dfq", "dafl", "dfad", "noise"])
+# The other methods run by the same lines; all of them stand in benchmarks/speed/methods.json.
+@pytest.mark.parametrize("method", ["dfq", "dafl", "dfad", "noise", "zeroq", "spaceshipnet"])
 def test_a_case_has_the_documented_fields(speed: ModuleType, method: str) -> None:
     case = speed.measure_case(method, PAIR, "32", batch=2, width=2, repeats=1)
-    assert case.keys() == {
-        *("method", "teacher", "student", "precision"),
-        *("generator_step_ms", "student_step_ms", "image_ms", "peak_memory_mb"),
-    }
-    assert (case["generator_step_ms"] is None) == (method == "noise")
+    parts = {"generator_step_ms", "pixel_step_ms", "student_step_ms", "image_ms"}
+    assert case.keys() == {"method", "teacher", "student", "precision", *parts, "cpu", "peak_memory_mb"}
+    assert case["cpu"].keys() == parts
+    assert (case["generator_step_ms"] is None) == (method in ("noise", "zeroq"))
+    assert (case["pixel_step_ms"] is None) == (method != "zeroq")
     assert case["student_step_ms"] > 0
     assert case["image_ms"] >= 0
     assert case["peak_memory_mb"] > 1
@@ -126,3 +128,8 @@ def test_the_script_prints_json() -> None:
     assert len(report["cases"]) == 1
     assert len(report["baseline"]["comparisons"]) == 1
     assert "float32" in report["baseline"]["description"]
+
+
+def test_the_kept_run_covers_every_method() -> None:
+    report = json.loads((SCRIPT.parents[1] / "benchmarks" / "speed" / "methods.json").read_text())
+    assert [case["method"] for case in report["cases"]] == list(METHODS)

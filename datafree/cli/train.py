@@ -21,8 +21,9 @@ KIND = Kind(
         "Teacher and images": ("teacher", "arch", "data", "shape", "classes", "mean", "std"),
         "Length": ("steps", "epochs", "budget"),
         "Student": (
-            "student", "method", "source", "criterion", "temperature", "augment", "batch_size", "lr", "optimizer",
-            "momentum", "weight_decay", "schedule", "milestones", "ema",
+            "student", "method", "preset", "source", "prior", "inherit", "criterion", "temperature", "attention",
+            "augment", "flip", "batch_size", "lr", "optimizer", "momentum", "weight_decay", "gradient_clip", "schedule",
+            "milestones", "ema",
         ),
     },
     flags=[

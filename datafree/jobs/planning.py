@@ -121,7 +121,7 @@ def make_plan(
         download=config.download,
         device=device,
     )
-    domain = teacher.domain
+    domain = _mirrored(teacher.domain, config.flip)
     choices += [] if embedded else list(teacher.choices)
     if condensed is not None:
         check_condensed(condensed, domain, str(config.source))
@@ -143,6 +143,7 @@ def make_plan(
     test = _test_data(config, domain, choices, device)
     filled = dataclasses.replace(
         filled,
+        flip=domain.flip,
         student=_absolute(student),
         teacher=_absolute(config.teacher, is_path=True),
         arch=_absolute(config.arch),
@@ -230,6 +231,13 @@ def _preset(
     given |= set(lengths) if given & set(lengths) else set()  # one length goes before any other
     run = {name: value for name, value in values.items() if name not in own | given}
     return replace(config, run), {**{name: value for name, value in values.items() if name in own}, **options}
+
+
+def _mirrored(domain: Domain, flip: bool | None) -> Domain:
+    """The domain with flips as asked for. Grey things such as Fashion-MNIST's shoes all face one way: see blend.md."""
+    if flip and not domain.flip:
+        raise ValueError(f"--flip: mirror images of {domain.name} may have other labels; leave it out")
+    return dataclasses.replace(domain, flip=domain.flip and domain.shape[0] > 1 if flip is None else flip)
 
 
 def _prior(config: TrainConfig, domain: Domain, device: torch.device) -> torch.Tensor | None:

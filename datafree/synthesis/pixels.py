@@ -61,8 +61,15 @@ def moved(pixels: Tensor, rng: torch.Generator, most: int, *, flip: bool) -> Ten
     """
     offsets = torch.randint(-most, most + 1, (2,), generator=rng, device=rng.device)
     mirrored = torch.rand((), generator=rng, device=rng.device) < 0.5
-    pixels = pixels.roll((int(offsets[0]), int(offsets[1])), (2, 3))
-    return pixels.flip(3) if flip and mirrored else pixels
+    n, channels, height, width = pixels.shape
+    rows = torch.arange(height, device=rng.device) - offsets[0]
+    columns = torch.arange(width, device=rng.device)
+    if flip:
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    # Picked by place, not by torch's roll and flip: those would have to read the draws, and wait for the device.
+    places = (rows % height)[:, None] * width + (columns - offsets[1]) % width
+    picked = pixels.reshape(n, channels, -1).gather(2, places.to(pixels.device).view(1, 1, -1).expand(n, channels, -1))
+    return picked.view(n, channels, height, width)
 
 
 def halved(pixels: Tensor) -> Tensor:

@@ -126,3 +126,15 @@ def test_a_student_without_norm_takes_adam_and_small_batches(tmp_path: Path) -> 
     config = plan(tmp_path, "plain", "blend")["config"]
     assert (config["optimizer"], config["lr"], config["batch_size"]) == ("adam", 3e-3, 64)
     assert (config["weight_decay"], config["temperature"]) == (0.0, 20.0)
+
+
+def test_grey_images_are_mirrored_only_where_that_is_asked_for_and_labels_allow_it() -> None:
+    from datafree.domain import DOMAINS
+    from datafree.jobs.planning import _mirrored
+
+    flips = {name: _mirrored(DOMAINS[name], None).flip for name in ("digits", "mnist", "fashion-mnist", "cifar10")}
+    assert flips == {"digits": False, "mnist": False, "fashion-mnist": False, "cifar10": True}
+    assert _mirrored(DOMAINS["fashion-mnist"], True).flip
+    assert not _mirrored(DOMAINS["cifar10"], False).flip
+    with pytest.raises(ValueError, match="--flip: mirror images of mnist"):
+        _mirrored(DOMAINS["mnist"], True)
