@@ -25,11 +25,9 @@ from datafree.config import CondenseConfig, PretrainConfig
 from datafree.data.sources import cache_folder
 from datafree.runs import write_json
 from datafree.tables.loading import load_table
-from datafree.tables.results import make_content
+from datafree.tables.results import WORK, make_content
 from datafree.tables.specs import Cell, with_budget
 from datafree.training import TermError
-
-WORK = "runs"  # in the table's folder of results: unfinished runs, and with --keep finished ones
 
 
 class NotHereError(ValueError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from typing import IO, Any
 from datafree.config import parse_duration
 from datafree.runs import atomic_write
 from datafree.tables import Cell, Table, TableResult, load_table, read_results, render
-from datafree.tables.results import current, read_result
+from datafree.tables.results import WORK, current, outdated, read_result
 from datafree.tables.specs import COSTS, find_tables, tables_folder, with_budget
 
 POLL_SECONDS = 0.1
@@ -87,11 +89,9 @@ def reproduce(
     todo = [(cell, seed) for cell in chosen for seed in range(seeds or read.seeds)][number::count]
     missing, found = [], 0
     for cell, seed in todo:
-        path = folder / cell.file_name(seed)
-        if path.exists() and not (retry and not read_result(path).done):
+        if _is_there(cell, folder / cell.file_name(seed), retry, say):
             found += 1
         else:
-            path.unlink(missing_ok=True)
             missing.append((cell, seed))
     page = Path(out) / f"{read.name}.md"
     say(f"{read.name}: {len(todo)} cells and seeds, {found} there, {len(missing)} to run")
@@ -115,6 +115,25 @@ def reproduce(
         failed=sum(not result.done for result in results),
         skipped=tuple(skipped),
     )
+
+
+def _is_there(cell: Cell, path: Path, retry: bool, say: Callable[[str], None]) -> bool:
+    """Whether the cell has a result that stands. One that does not makes room, and so does the run it came from."""
+    if not path.exists():
+        return False
+    result = read_result(path)
+    other = outdated(cell, result)
+    if not other and (result.done or not retry):
+        return True
+    if other:
+        number = next(n for n in itertools.count(1) if not path.with_name(f"{path.stem}-old{n}.json").exists())
+        path.rename(path.with_name(f"{path.stem}-old{number}.json"))
+        then = ", ".join(f"{name} {before!r}, now {now!r}" for name, (before, now) in sorted(other.items()))
+        say(f"{cell.name}: runs again, its result is of other defaults ({then}); the former one is kept")
+    else:
+        path.unlink()
+    shutil.rmtree(path.parent / WORK / path.stem, ignore_errors=True)
+    return False
 
 
 def write_page(table: Table, folder: Path, page: Path, budget: str | None = None) -> None:
@@ -235,7 +254,7 @@ class Scheduler:
         places = self._places(cell)
         threads = cell.threads or (1 if self.jobs > 1 else None)
         path = self.folder / cell.file_name(seed)
-        log = self.folder / "runs" / f"{path.stem}.log"
+        log = self.folder / WORK / f"{path.stem}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
         with open(log, "wb") as words:

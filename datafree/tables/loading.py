@@ -1,7 +1,7 @@
 """A table's specification: groups of cells that share a setting, and rows that say what is compared in each.
 
     title, papers, metric, protocol, notes    what the table is; notes are shown below the title
-    order, layout, budgets, seeds, cost       place on the page; "rows" or "matrix"; lengths of each cell; seeds
+    order, layout, budgets, seeds, cost       place on the page; "rows", "matrix" or "speed"; lengths; seeds
     [options]                                 of every cell, as the job's flags
     [teachers.NAME]                           a file (with sha256, arch, mean, std), a source, or how it is trained
     [groups.NAME]                             title, job, teacher, rows, cost, evaluation, options
@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from datafree import condensation, synthesis
-from datafree.config import CondenseConfig, PretrainConfig, TrainConfig, fields_of, light_config, replace
+from datafree.config import fields_of, light_config, replace
+from datafree.tables.defaults import JOBS, SPECS
 from datafree.tables.specs import COSTS, EVALUATION, LENGTHS, Cell, Published, Table, find_tables
 
-JOBS: dict[str, Any] = {"train": TrainConfig, "condense": CondenseConfig, "pretrain": PretrainConfig}
-SPECS: dict[str, Any] = {"train": synthesis.method_spec, "condense": condensation.method_spec}
 METHODS: dict[str, Any] = {"train": synthesis.METHODS, "condense": condensation.METHODS}
 KEYS = {
     "": {
@@ -141,7 +140,7 @@ class Reader:
             protocol=str(content.get("protocol", "")),
             notes=str(content.get("notes", "")).strip(),
             order=int(content.get("order", 99)),
-            layout=self._one_of(content.get("layout", "rows"), ("rows", "matrix"), "layout"),
+            layout=self._one_of(content.get("layout", "rows"), ("rows", "matrix", "speed"), "layout"),
             seeds=int(content.get("seeds", 1)),
         )
 

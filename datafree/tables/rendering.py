@@ -13,6 +13,7 @@ from datafree.tables.specs import Cell, Table
 
 NOTHING = "–"
 Shown = Callable[[list[dict[str, Any]]], str]
+Columns = dict[str, dict[str, Shown]]
 
 
 def render(table: Table, results: Iterable[TableResult], page: Path, level: int = 1) -> list[str]:
@@ -37,10 +38,11 @@ def render(table: Table, results: Iterable[TableResult], page: Path, level: int 
     if table.layout == "matrix":
         lines += _matrix(table, found, page)
     else:
+        columns = SPEED if table.layout == "speed" else COLUMNS
         for group, title in table.groups.items():
             cells = [cell for cell in table.cells if cell.group == group]
             if cells:
-                lines += [f"{'#' * (level + 1)} {title}", "", *_rows(cells, found, page)]
+                lines += [f"{'#' * (level + 1)} {title}", "", *_rows(cells, found, page, columns)]
     lines += _footnotes(table, superseded, page)
     return lines
 
@@ -52,12 +54,13 @@ def link(path: Path, page: Path) -> str:
 # One row a cell --------------------------------------------------------------------------------------------------
 
 
-def _rows(cells: Sequence[Cell], found: dict[str, list[TableResult]], page: Path) -> list[str]:
+def _rows(cells: Sequence[Cell], found: dict[str, list[TableResult]], page: Path, columns: Columns) -> list[str]:
     """A Markdown table; columns in which no cell has anything are left out."""
-    head = ["method", "length", "accuracy", "published", "difference", *_columns(cells), "cost", "log"]
+    compared = ["accuracy", "published", "difference"] if columns is COLUMNS else []
+    head = ["method", "length", *compared, *_columns(cells, columns), "cost", "log"]
     run = [cell for cell in cells if found[cell.name]]
     rest = [cell for cell in cells if not found[cell.name]]
-    body = [_row(cell, found[cell.name], head, page) for cell in run]
+    body = [_row(cell, found[cell.name], head, page, columns) for cell in run]
     kept = [i for i, name in enumerate(head) if name in ("method", "accuracy") or any(row[i] for row in body)]
     lines = [
         "| " + " | ".join(head[i] for i in kept) + " |",
@@ -77,14 +80,14 @@ def _not_run(cells: Sequence[Cell]) -> str:
     return "; ".join(f"{', '.join(names)} at {what}" for what, names in parts.items()) + "."
 
 
-def _columns(cells: Sequence[Cell]) -> list[str]:
+def _columns(cells: Sequence[Cell], columns: Columns) -> list[str]:
     archs = list(dict.fromkeys(arch for cell in cells for arch in (cell.evaluation or {}).get("archs", [])))
     jobs = {cell.job for cell in cells}
     named = archs if len(archs) > 1 else []
-    return [*named, *dict.fromkeys(name for job in COLUMNS if job in jobs for name in COLUMNS[job])]
+    return [*named, *dict.fromkeys(name for job in columns if job in jobs for name in columns[job])]
 
 
-def _row(cell: Cell, results: list[TableResult], head: list[str], page: Path) -> list[str]:
+def _row(cell: Cell, results: list[TableResult], head: list[str], page: Path, columns: Columns) -> list[str]:
     done = [result.content for result in results if result.done]
     failed = [result for result in results if not result.done]
     values = {
@@ -98,14 +101,15 @@ def _row(cell: Cell, results: list[TableResult], head: list[str], page: Path) ->
         values |= {"accuracy": f"**{accuracy(cell, done)}**", "difference": difference(cell, done)}
         if not done[0]["result"]["steps"]:  # a selection takes no time worth a length
             values["length"] = NOTHING
-        values |= {name: show([content["result"] for content in done]) for name, show in COLUMNS[cell.job].items()}
+        values |= {
+            name: show([content["result"] for content in done]) for name, show in columns.get(cell.job, {}).items()
+        }
         if cell.job == "condense":
             values |= _scores(done)
-    else:
-        values["accuracy"] = ""
     if failed:
         reason = " ".join(str(failed[0].content["error"]).split()).replace("|", r"\|")
-        values["accuracy"] = f"{values['accuracy']}; {len(failed)} failed: {reason}" if done else f"failed: {reason}"
+        first = head[2]  # the accuracy, where that is what the table shows
+        values[first] = f"{values[first]}; {len(failed)} failed: {reason}" if done else f"failed: {reason}"
     return [values.get(name, "") for name in head]
 
 
@@ -169,7 +173,7 @@ def _mean(name: str, form: str, scale: float = 1.0) -> Shown:
     return show
 
 
-COLUMNS: dict[str, dict[str, Shown]] = {
+COLUMNS: Columns = {
     "train": {
         "agreement": _mean("agreement", "{:.2f}", 100),
         "teacher": _mean("teacher_accuracy", "{:.2f}", 100),
@@ -187,6 +191,37 @@ COLUMNS: dict[str, dict[str, Shown]] = {
         "steps": _mean("steps", "{:,.0f}"),
         "peak": _mean("peak_rss_mb", "{:,.0f} MB"),
         "scored": lambda _: "",
+    },
+}
+
+
+def _rate(seconds: tuple[str, ...], count: str, *, less: str = "") -> Shown:
+    """Mean over seeds of ms a `count`: the sum of the named seconds, less another, divided by it."""
+
+    def show(results: list[dict[str, Any]]) -> str:
+        values = [
+            1000 * (sum(each[name] for name in seconds) - each.get(less, 0.0)) / each[count]
+            for each in results
+            if each.get(count)
+        ]
+        return f"{statistics.mean(values):.3g} ms" if values else ""
+
+    return show
+
+
+SPEED: Columns = {
+    "train": {
+        "an image made": _rate(("synthesis_seconds",), "images"),
+        "a student's step": _rate(("distillation_seconds",), "steps"),
+        "a step with its images": _rate(("synthesis_seconds", "distillation_seconds"), "steps"),
+        "peak": _mean("peak_rss_mb", "{:,.0f} MB"),
+    },
+    "condense": {
+        "a step": _rate(("total_seconds",), "steps", less="preparation_seconds"),
+        "prepared": _mean("preparation_seconds", "{:.0f} s"),
+        "decoded": _mean("decoded_images", "{:,.0f}"),
+        "scored": lambda _: "",
+        "peak": _mean("peak_rss_mb", "{:,.0f} MB"),
     },
 }
 
@@ -233,7 +268,7 @@ def _footnotes(table: Table, superseded: list[TableResult], page: Path) -> list[
         lines += [f"Published: {'; '.join(sources)}.", ""] if sources else []
     if superseded:
         each = ", ".join(f"[{r.cell}, seed {r.seed}]({link(r.path, page)}) {_figure(r)}" for r in superseded)
-        lines += [f"Superseded, made by another spec: {each}.", ""]
+        lines += [f"Superseded, made by another spec or with other defaults: {each}.", ""]
     return lines
 
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datafree.tables.defaults import changed, defaults_of
 from datafree.tables.specs import Cell, Table
 
 SCHEMA = 1
-# Key -> type; what a result file holds, neither more nor less.
+WORK = "runs"  # in a table's folder of results: unfinished runs, and with --keep finished ones
+# Key -> type; what a result file holds, neither more nor less. The first results have no "defaults".
 KEYS: dict[str, Any] = {
     "schema": int,
     "table": str,
@@ -20,6 +22,7 @@ KEYS: dict[str, Any] = {
     "seed": int,
     "hash": str,
     "spec": dict,
+    "defaults": dict | None,
     "status": str,
     "error": str | None,
     "seconds": float | int,
@@ -72,6 +75,7 @@ def make_content(
         "seed": seed,
         "hash": cell.digest(seed),
         "spec": cell.spec(seed),
+        "defaults": defaults_of(cell.job, cell.options),
         "status": "done" if error is None else "failed",
         "seconds": round(seconds, 1),
         "curve": list(curve),
@@ -110,6 +114,7 @@ def read_result(path: Path) -> TableResult:
     for key in content:
         if key not in KEYS:
             raise fail(f"unknown key {key!r}", key)
+    content.setdefault("defaults", None)
     for key, kind in KEYS.items():
         if key not in content:
             raise fail(f"no {key!r}")
@@ -141,14 +146,22 @@ def read_results(folder: Path) -> list[TableResult]:
 
 
 def current(table: Table, results: Iterable[TableResult]) -> tuple[dict[str, list[TableResult]], list[TableResult]]:
-    """Results by the cell they are of, seeds in order; and those whose spec is not the table's any more."""
+    """Results by the cell they are of, seeds in order; and those that the table would not give any more.
+
+    That is those with another spec, and those made with other defaults.
+    """
     cells = {cell.name: cell for cell in table.cells}
     found: dict[str, list[TableResult]] = {name: [] for name in cells}
     superseded = []
     for result in sorted(results, key=lambda each: each.seed):
         cell = cells.get(result.cell)
-        if cell is not None and cell.digest(result.seed) == result.digest:
+        if cell is not None and cell.digest(result.seed) == result.digest and not outdated(cell, result):
             found[result.cell].append(result)
         else:
             superseded.append(result)
     return found, superseded
+
+
+def outdated(cell: Cell, result: TableResult) -> dict[str, tuple[Any, Any]]:
+    """Name -> (then, now) of the defaults that have changed since."""
+    return changed(result.content["defaults"], defaults_of(cell.job, cell.options))

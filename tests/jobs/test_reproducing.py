@@ -16,7 +16,7 @@ import pytest
 
 from datafree.jobs import reproduce
 from datafree.jobs.cell import NotHereError, run_cell, teacher_options
-from datafree.jobs.reproducing import choose, parse_shard
+from datafree.jobs.reproducing import Scheduler, choose, parse_shard
 from datafree.tables import load_table, read_results
 
 TINY = """\
@@ -83,6 +83,24 @@ def test_a_cell_is_run_once_and_its_result_names_its_spec(tiny, tmp_path):
     before = path.stat().st_mtime_ns
     assert run_cell(cell, 0, tmp_path / "out") == path
     assert path.stat().st_mtime_ns == before
+
+
+def test_a_result_of_other_defaults_is_run_again_and_kept(tiny, tmp_path, monkeypatch):
+    folder = tmp_path / "out" / "tiny"
+    path = run_cell(cell_of(tiny, "a/one"), 0, folder, keep=True)
+    asked = []
+    monkeypatch.setattr(Scheduler, "run", lambda _, missing: asked.append(len(missing)) or [])
+    reproduce(tiny, out=tmp_path / "out", cells=["a/one"])
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["defaults"]["weight_decay"] = 0.125
+    path.write_text(json.dumps(content), encoding="utf-8")
+    said: list[str] = []
+    reproduce(tiny, out=tmp_path / "out", cells=["a/one"], say=said.append)
+    assert asked == [0, 1]
+    assert "a/one: runs again, its result is of other defaults (weight_decay 0.125, now None)" in said[0]
+    assert [p.name for p in folder.glob("*.json")] == [f"{path.stem}-old1.json"]
+    assert not (folder / "runs" / path.stem).exists()  # else the former run would be taken for the new one
+    assert "Superseded" in (tmp_path / "out" / "tiny.md").read_text(encoding="utf-8")
 
 
 def test_a_failure_is_a_result(tiny, tmp_path):

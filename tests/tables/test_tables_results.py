@@ -85,7 +85,7 @@ def test_a_number_of_another_spec_is_a_footnote(table, tmp_path):
     assert not any(found.values())
     assert [result.cell for result in superseded] == ["a/dafl"]
     page = "\n".join(render(changed, read_results(tmp_path / "t"), tmp_path / "t.md"))
-    assert "Superseded, made by another spec: [a/dafl, seed 0](t/" in page
+    assert "Superseded, made by another spec or with other defaults: [a/dafl, seed 0](t/" in page
     assert ") 50.00." in page
 
 
@@ -137,3 +137,33 @@ def test_files_are_named_without_their_folders():
         without_folders("datafree train --teacher ../t/net.pt --out runs/a")
         == "datafree train --teacher net.pt --out a"
     )
+
+
+def test_a_result_of_other_defaults_is_superseded(table, tmp_path):
+    cell = next(cell for cell in table.cells if cell.row == "dafl")
+    now = make_content(cell, 0, seconds=1)["defaults"]
+    assert now["balance"] > 0
+    assert "'temperature'" in now["STUDENT"]
+    assert "'adam'" in now["WITHOUT_NORM"]
+    assert "steps" not in now  # the table gives it
+    keep(table, tmp_path / "t", "dafl", 0, 0.5, defaults={**now, "balance": 0.125})
+    keep(table, tmp_path / "t", "dafl", 1, 0.6, defaults={**now, "gone": 1})  # an option that is no more
+    keep(table, tmp_path / "t", "dafl", 2, 0.7, defaults=None)  # of the time before they were kept
+    found, old = current(table, read_results(tmp_path / "t"))
+    assert [result.seed for result in found["a/dafl"]] == [1, 2]
+    assert [result.seed for result in old] == [0]
+
+
+def test_a_speed_table_shows_times_a_piece_and_no_accuracy(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(TABLE[: TABLE.index("[published")].replace("seeds = 3", 'layout = "speed"'), encoding="utf-8")
+    table = load_table(path)
+    # By hand: 3.2 s for 64 images, 20 s for 1,000 steps.
+    times = {"synthesis_seconds": 3.2, "distillation_seconds": 20.0, "peak_rss_mb": 900.4}
+    result = {"student_accuracy": 0.5, "steps": 1000, "images": 64, "total_seconds": 24.0, **times}
+    keep(table, tmp_path / "s", "noise", 0, 0.5, result=result)
+    keep(table, tmp_path / "s", "dafl", 0, None)
+    page = "\n".join(render(table, read_results(tmp_path / "s"), tmp_path / "s.md"))
+    assert "| method | length | an image made | a student's step | a step with its images | peak |" in page
+    assert "| noise | 1,000 steps | 50 ms | 20 ms | 23.2 ms | 900 MB |" in page
+    assert r"| dafl | 1,000 steps | failed: loss is NaN \| at step 3 |" in page

@@ -1,0 +1,76 @@
+"""The defaults behind a cell: what its run would take where neither the table nor a person says anything.
+
+A table's hash holds what the table says. Results also keep these, so that one made with other defaults is told from
+what the same command would give now.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from datafree import condensation, synthesis
+from datafree.config import CondenseConfig, PretrainConfig, TrainConfig, light_config
+
+JOBS: dict[str, Any] = {"train": TrainConfig, "condense": CondenseConfig, "pretrain": PretrainConfig}
+SPECS: dict[str, Any] = {"train": synthesis.method_spec, "condense": condensation.method_spec}
+# What is said of options elsewhere: by a method's class, and by the file that settles what is left open.
+CLASS_DEFAULTS = ("LOOP", "FEW_IMAGES", "STUDENT", "WITHOUT_STATISTICS")
+JOBS_FOLDER = Path(__file__).parent.parent / "jobs"
+JOB_DEFAULTS = {
+    "train": ("planning.py", ("WITHOUT_NORM", "RATE_BATCH", "RATES")),
+    "condense": ("condense_planning.py", ("DEFAULTS", "FEW")),
+    "pretrain": ("pretraining.py", ("DEFAULTS",)),
+}
+# They change how a run is written down or shown, and nothing that it finds.
+WITHOUT_EFFECT = ("download", "checkpoint_every", "evaluations", "method")
+
+
+def defaults_of(job: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> default, of the job's and the method's options that are not given; and of what fills them in, as text.
+
+    Args:
+        job: "train", "condense" or "pretrain".
+        options: what is given; for a job with methods, among them "method".
+    """
+    configs = [JOBS[job]]
+    file, names = JOB_DEFAULTS[job]
+    constants = _constants(_tree(JOBS_FOLDER / file).body, names)
+    if job in SPECS:
+        spec = SPECS[job](str(options["method"]))
+        configs.append(light_config(spec))
+        module, _, name = spec.partition(":")
+        found = importlib.util.find_spec(module)
+        assert found is not None and found.origin is not None
+        body = _tree(Path(found.origin)).body
+        held = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == name)
+        constants |= _constants(held.body, CLASS_DEFAULTS)
+    fields = (field for config in configs for field in dataclasses.fields(config))
+    plain = {f.name: f.default for f in fields if f.name not in (*options, *WITHOUT_EFFECT)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()} | constants
+
+
+def _constants(body: Iterable[ast.stmt], names: Iterable[str]) -> dict[str, str]:
+    """The text of assignments to the names."""
+    found: dict[str, str] = {}
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        found |= {t.id: ast.unparse(value) for t in targets if isinstance(t, ast.Name) and t.id in names and value}
+    return found
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    """Read, not run: importing the file would load torch."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def changed(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Name -> (then, now) of each default that differs; one that only either knows is no change. None: not known."""
+    return {name: (held, now[name]) for name, held in (then or {}).items() if name in now and held != now[name]}
