@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -17,11 +18,12 @@ class Display:
     """`say` prints a line, `show` the measurements of the moment.
 
     Args:
-        quiet: print warnings only.
+        quiet: print warnings only. Of several processes all but the first print nothing.
     """
 
     def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
+        self.silent = os.environ.get("RANK", "0") != "0"  # torchrun's, set before any process group is
+        self.quiet = quiet or self.silent
         self.live: Any = None
         self.task: Any = None
         self.printed = 0.0
@@ -36,7 +38,7 @@ class Display:
             self.live.stop()
 
     def say(self, line: str) -> None:
-        if self.quiet and not line.startswith("warning:"):
+        if self.silent or (self.quiet and not line.startswith("warning:")):
             return
         if self.live is not None:
             self.live.console.print(line, markup=False, highlight=False, soft_wrap=True)

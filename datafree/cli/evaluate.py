@@ -27,8 +27,14 @@ from datafree.cli.display import percent, table
     "--space", type=click.Choice(["pixel", "normalised"]), default="pixel", show_default=True,
     help="of --images: [0, 1] pixels, or (x - mean) / std",
 )  # fmt: skip
-@click.option("--mean", metavar="X,X,..", help="of --images: their normalisation  [default: the data's]")
-@click.option("--std", metavar="X,X,..", help="of --images: their normalisation  [default: the data's]")
+@click.option(
+    "--mean", metavar="X,X,..", help="normalisation of the student's file or of --images  [default: the data's]"
+)
+@click.option(
+    "--std", metavar="X,X,..", help="normalisation of the student's file or of --images  [default: the data's]"
+)
+@click.option("--teacher-mean", metavar="X,X,..", help="normalisation of the teacher's file  [default: the data's]")
+@click.option("--teacher-std", metavar="X,X,..", help="normalisation of the teacher's file  [default: the data's]")
 @click.option("--set-lr", type=float, metavar="X", help="of --images: the rate that belongs to the set")
 @click.option("--precision", type=click.Choice(["32", "bf16"]), default="32", show_default=True, help="arithmetic")
 @click.option("--threads", type=int, metavar="N", help="CPU threads; default: as many as torch sees")
@@ -62,7 +68,7 @@ def evaluate(what: str | None, **values: Any) -> None:
 
         torch.set_num_threads(values["threads"])
     if what is not None and not is_condensed(what):
-        sets_only = {"protocol", "seeds", "validation", "whole", "set_lr", "mean", "std"} & set(given)
+        sets_only = {"protocol", "seeds", "validation", "whole", "set_lr"} & set(given)
         if sets_only:
             names = ", ".join("--" + name.replace("_", "-") for name in sorted(sets_only))
             raise ValueError(f"{what} is no condensed set, and {names} is for sets: leave it out")
@@ -79,6 +85,8 @@ def evaluate(what: str | None, **values: Any) -> None:
         whole=values["whole"],
         teacher=values["teacher"],
         teacher_arch=values["teacher_arch"],
+        teacher_mean=_floats(values, "teacher_mean"),
+        teacher_std=_floats(values, "teacher_std"),
         device=values["device"],
         precision=values["precision"],
         download=values["download"],
@@ -93,8 +101,19 @@ def evaluate(what: str | None, **values: Any) -> None:
 def _student(student: str, values: dict[str, Any], as_json: bool) -> None:
     from datafree import jobs
 
-    names = ("arch", "teacher", "teacher_arch", "device", "download")
-    scores = jobs.evaluate(student, values["data"], **{name: values[name] for name in names})
+    scores = jobs.evaluate(
+        student,
+        values["data"],
+        arch=values["arch"],
+        mean=_floats(values, "mean"),
+        std=_floats(values, "std"),
+        teacher=values["teacher"],
+        teacher_arch=values["teacher_arch"],
+        teacher_mean=_floats(values, "teacher_mean"),
+        teacher_std=_floats(values, "teacher_std"),
+        download=values["download"],
+        device=values["device"],
+    )
     if as_json:
         click.echo(json.dumps(scores))
         return
@@ -105,16 +124,22 @@ def _student(student: str, values: dict[str, Any], as_json: bool) -> None:
     click.echo(table(rows))
 
 
+def _floats(values: dict[str, Any], name: str) -> tuple[float, ...] | None:
+    """The numbers of an option, one a channel."""
+    from datafree.domain import parse_floats
+
+    return parse_floats(values[name], flag="--" + name.replace("_", "-")) if values[name] else None
+
+
 def _foreign(values: dict[str, Any]) -> Any:
     """The set that --images and --labels give."""
     from datafree.data import data_domain
-    from datafree.domain import make_domain, parse_floats
+    from datafree.domain import make_domain
     from datafree.jobs.judging import foreign_set
 
     if values["data"] is None:
         raise click.UsageError("--images needs --data NAME: the data that the set was made from")
-    mean, std = (parse_floats(values[n], flag=f"--{n}") if values[n] else None for n in ("mean", "std"))
-    domain = make_domain(base=data_domain(values["data"]), mean=mean, std=std)
+    domain = make_domain(base=data_domain(values["data"]), mean=_floats(values, "mean"), std=_floats(values, "std"))
     return foreign_set(
         values["images"], values["labels"], domain=domain, space=values["space"], learning_rate=values["set_lr"]
     )

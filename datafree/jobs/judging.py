@@ -46,6 +46,8 @@ def evaluate_set(
     whole: bool = False,
     teacher: str | None = None,
     teacher_arch: str | None = None,
+    teacher_mean: Sequence[float] | None = None,
+    teacher_std: Sequence[float] | None = None,
     device: str = "cpu",
     precision: str = "32",
     download: bool = False,
@@ -66,7 +68,7 @@ def evaluate_set(
             are condensed from the rest: `datafree condense --validation`.
         whole: train one network on all real images too, unless its figure is in the cache already.
         teacher: a checkpoint, for protocols that train on a teacher's labels.
-        teacher_arch: its architecture, where its file does not say.
+        teacher_arch, teacher_mean, teacher_std: its architecture and normalisation, where its file does not say.
         device, precision: where and how networks are trained.
         download: allow the data to be downloaded.
         say: called with each line worth telling.
@@ -96,7 +98,13 @@ def evaluate_set(
     taught = None
     if teacher is not None:
         taught = load_teacher(
-            teacher, arch=teacher_arch, shape=domain.shape, classes=domain.classes, device=place
+            teacher,
+            arch=teacher_arch,
+            shape=domain.shape,
+            classes=domain.classes,
+            mean=teacher_mean,
+            std=teacher_std,
+            device=place,
         ).teacher
     whitening = condensed.whitening
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,19 @@ def evaluate(
     data: str | None = None,
     *,
     arch: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     teacher: str | None = None,
     teacher_arch: str | None = None,
+    teacher_mean: Sequence[float] | None = None,
+    teacher_std: Sequence[float] | None = None,
     download: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Accuracy of a student (a run folder or a file) on a test split, and its fidelity to its teacher.
 
-    The teacher is the run's own, if the student is a run folder; or the one given.
+    The teacher is the run's own, if the student is a run folder; or the one given. Architectures and normalisations
+    are for files that do not say theirs.
 
     Returns:
         accuracy, per_class, confusion; with a teacher also teacher_accuracy, agreement (fractions of 1) and kl (nats).
@@ -44,7 +50,8 @@ def evaluate(
     """
     find_device(device)
     # A file that says what images it takes goes before the data; of any other file they decide.
-    own = load_teacher(student, arch=arch, data=None if _knows_its_images(student) else data, device=device)
+    known = None if _knows_its_images(student) else data
+    own = load_teacher(student, arch=arch, data=known, mean=mean, std=std, device=device)
     network, domain = own.teacher.classifier, own.domain
     name = data or own.loaded.data
     if name is None:
@@ -59,7 +66,7 @@ def evaluate(
         )
     found: LoadedTeacher | None = None
     if teacher is not None:
-        found = load_teacher(teacher, arch=teacher_arch, data=data, device=device)
+        found = load_teacher(teacher, arch=teacher_arch, data=data, mean=teacher_mean, std=teacher_std, device=device)
     elif (Path(student) / "run.json").is_file() and Run.open(student).manifest().get("job") == "train":
         found = run_teacher(Run.open(student), device)
     scores = score(network, held.x_test, held.y_test, teacher=found.teacher if found is not None else None)

@@ -76,3 +76,14 @@ def test_tables_and_percentages() -> None:
     assert table([("a", "1"), ("long", "2")]) == "  a     1\n  long  2"
     assert percent(0.12345) == "12.35%"
     assert percent(None) == "not measured"
+
+
+def test_of_several_processes_the_first_alone_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, spoken in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        with Display(quiet=False) as display:
+            display.say("warning: a word")
+            display.show(ROW)
+        assert bool(capsys.readouterr().err) == spoken

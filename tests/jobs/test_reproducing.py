@@ -88,8 +88,13 @@ def test_a_cell_is_run_once_and_its_result_names_its_spec(tiny, tmp_path):
 def test_a_result_of_other_defaults_is_run_again_and_kept(tiny, tmp_path, monkeypatch):
     folder = tmp_path / "out" / "tiny"
     path = run_cell(cell_of(tiny, "a/one"), 0, folder, keep=True)
-    asked = []
-    monkeypatch.setattr(Scheduler, "run", lambda _, missing: asked.append(len(missing)) or [])
+    asked: list[int] = []
+
+    def run(_: Any, missing: list[Any]) -> list[Any]:
+        asked.append(len(missing))
+        return []
+
+    monkeypatch.setattr(Scheduler, "run", run)
     reproduce(tiny, out=tmp_path / "out", cells=["a/one"])
     content = json.loads(path.read_text(encoding="utf-8"))
     content["defaults"]["weight_decay"] = 0.125
