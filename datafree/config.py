@@ -196,8 +196,12 @@ class OptimisationConfig:
     optimizer: Annotated[Literal["sgd", "adam"] | None, "optimiser"] = None
     momentum: Annotated[float, "SGD's (Nesterov) momentum"] = 0.9
     weight_decay: Annotated[float | None, "L2 weight decay"] = None
-    schedule: Annotated[Literal["cosine", "multistep", "constant"], "learning rate over the run"] = "cosine"
-    milestones: Annotated[Floats, "shares of the run at which multistep divides the rate by 10"] = (0.5, 0.75)
+    schedule: Annotated[
+        Literal["cosine", "multistep", "constant"] | None, "learning rate over the run; default: cosine"
+    ] = None
+    milestones: Annotated[
+        Floats | None, "shares of the run at which multistep divides the rate by 10; default: .5,.75"
+    ] = None
     ema: Annotated[float, "decay of the weights' moving average, which is then the result; 0: off"] = 0.0
     gradient_clip: Annotated[float | None, "largest norm of the network's gradient; default: not clipped"] = None
     steps: Annotated[int | None, "training steps"] = None
@@ -216,7 +220,7 @@ class OptimisationConfig:
             raise ValueError("--steps, --epochs and --budget exclude each other: give one")
         if self.budget is not None:
             parse_duration(self.budget)
-        if any(not 0 < m < 1 for m in self.milestones):
+        if any(not 0 < m < 1 for m in self.milestones or ()):
             raise ValueError(
                 f"--milestones is {self.milestones}: give shares of the run between 0 and 1, such as .5,.75"
             )

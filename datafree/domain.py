@@ -53,8 +53,16 @@ class Domain:
 
     @property
     def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of the images' pixels, as well as they are known: else the normalisation's."""
-        return self.pixel_mean or self.mean, self.pixel_std or self.std
+        """Mean and standard deviation of the images' pixels, as well as they are known.
+
+        Else the normalisation's; but where that is a convention (0 and 1, or .5 and .5), the usual ones. Values in
+        [0, 1] of mean m have a variance of m (1 - m) at most, and reach it only where all are 0 or 1.
+        """
+        if self.pixel_mean is not None and self.pixel_std is not None:
+            return self.pixel_mean, self.pixel_std
+        if any(s * s >= m * (1 - m) - 1e-9 for m, s in zip(self.mean, self.std, strict=True)):
+            return usual_normalisation(self.shape[0])
+        return self.mean, self.std
 
 
 def _is_count(value: object) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+# How long a process waits for another. All wait while the first trains a network for them, which may take hours.
+# torch's own limits are 30 minutes (gloo) and 10 (nccl). Where one fails, torchrun ends the others at once.
+TIMEOUT = timedelta(days=1)
 
 
 def world_size() -> int:
@@ -35,7 +40,7 @@ def initialise(device: str) -> str:
         return device
     cuda = device.startswith("cuda")
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else device
 
 

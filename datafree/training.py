@@ -37,7 +37,8 @@ class Clock:
         self.step = 0
         self.spent = 0.0
         self._since: float | None = None
-        self._read = 0.0
+        self._read = 0.0  # elapsed, at the last `finished`
+        self._before = 0.0  # elapsed, where the first step begins
 
     def start(self) -> None:
         """Starts or goes on; nothing changes while it runs."""
@@ -54,9 +55,23 @@ class Clock:
 
     @property
     def fraction(self) -> float:
-        """Share of the run that is done, in [0, 1]; schedules follow it. Time is that of the last `finished`."""
+        """Share of the run that is done, in [0, 1]. Time is that of the last `finished`."""
         done = self.step / self.steps if self.steps is not None else self._read / (self.seconds or 1.0)
         return min(done, 1.0)
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps that is done, in [0, 1]; schedules follow it. 0 until the first step."""
+        if self.seconds is None:
+            return self.fraction
+        if not self.step:
+            return 0.0
+        return min((self._read - self._before) / max(self.seconds - self._before, 1e-9), 1.0)
+
+    def begin_step(self) -> None:
+        """To be called before each step: what was read before the first is no step's time."""
+        if not self.step:
+            self._before = self._read
 
     def finished(self) -> bool:
         """Whether to stop; a step that would end later than half its length after the budget is not begun.
@@ -66,7 +81,7 @@ class Clock:
         if self.steps is not None:
             return self.step >= self.steps
         self._read = latest(self.elapsed)
-        half = 0.5 * self._read / self.step if self.step else 0.0
+        half = 0.5 * (self._read - self._before) / self.step if self.step else 0.0
         return self._read + half >= (self.seconds or 0.0)
 
     @property
@@ -79,11 +94,11 @@ class Clock:
         return self.elapsed / self.step * (self.steps - self.step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "spent": self.elapsed}
+        return {"step": self.step, "spent": self.elapsed, "before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step, self.spent = int(state["step"]), float(state["spent"])
-        self._read = self.spent
+        self._read, self._before = self.spent, float(state["before"])
 
 
 def make_clock(config: OptimisationConfig, epoch_steps: int, default: Mapping[str, Any]) -> Clock:
@@ -109,12 +124,17 @@ def cosine(fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
+# The rate over the run, where neither a person nor the method says.
+USUAL: dict[str, Any] = {"schedule": "cosine", "milestones": (0.5, 0.75)}
+
+
 def learning_rate(config: OptimisationConfig, fraction: float) -> float:
     """The factor in [0, 1] on the peak rate after that share of the run."""
-    if config.schedule == "cosine":
+    schedule = config.schedule or USUAL["schedule"]
+    if schedule == "cosine":
         return cosine(fraction)
-    if config.schedule == "multistep":
-        return float(0.1 ** sum(fraction >= m for m in config.milestones))
+    if schedule == "multistep":
+        return float(0.1 ** sum(fraction >= m for m in config.milestones or USUAL["milestones"]))
     return 1.0
 
 
@@ -247,7 +267,8 @@ def run(
                 terms = source.terms(clock)
             check_terms(terms, clock.step)
             if terms:
-                trainer.step(terms, clock.fraction)
+                clock.begin_step()
+                trainer.step(terms, clock.progress)
                 clock.step += 1
             seconds.synthesis += middle - begin
             seconds.training += time.monotonic() - middle

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class NoisyLinear(nn.Module):
-    """Several linear layers, each for its own rows of a batch: layer i takes rows i·rows to (i+1)·rows.
+    """Several linear layers, each for its own rows: slot s belongs to layer s // rows.
 
     All run as one batched product, and all are trained. `reset_parameters` draws them anew.
 
@@ -16,7 +15,7 @@ class NoisyLinear(nn.Module):
         inputs: size of a row, D.
         outputs: size of a result, E.
         layers: their number.
-        rows: how many rows a layer serves; the classes' number where a layer is to serve every class once.
+        rows: how many rows a layer serves at most.
 
     Source: NAYER (Tran et al. 2024), noisy layer and K-to-1 generation; W from N(0, 1) and b = 0 as in its release.
     """
@@ -38,34 +37,54 @@ class NoisyLinear(nn.Module):
         self.weight.copy_(torch.randn(self.weight.shape, generator=rng))
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """(N, E) of the rows (N, D) that stand at `first` and after it in the batch."""
+    def forward(self, x: Tensor, slots: Tensor) -> Tensor:
+        """(N, E) of the rows (N, D) that stand in the slots (N,), each slot taken once."""
         layers, inputs = self.weight.shape[:2]
-        after = layers * self.rows - first - len(x)
-        assert first >= 0 and after >= 0, "more rows than the layers serve"
-        padded = F.pad(x, (0, 0, first, after)).view(layers, self.rows, inputs)
-        return torch.baddbmm(self.bias, padded, self.weight).flatten(0, 1)[first : first + len(x)]
+        padded = x.new_zeros(layers * self.rows, inputs).index_copy(0, slots, x)
+        return torch.baddbmm(self.bias, padded.view(layers, self.rows, inputs), self.weight).flatten(0, 1)[slots]
+
+
+def slots_of(classes: Tensor, rows: int) -> Tensor:
+    """Slots (N,) for the classes (N,) of a batch: a class's k-th image goes to layer k, so that no two are alike.
+
+    Within a layer rows keep their order. `rows` is a layer's number of slots.
+    """
+    layer = _count_before(classes)
+    return layer * rows + _count_before(layer)
+
+
+def _count_before(values: Tensor) -> Tensor:
+    """For each entry (N,), how many before it are equal to it."""
+    return (values[:, None] == values[None]).tril(-1).sum(1)
 
 
 class Noisy(nn.Module):
     """A class's row -> batch norm -> noisy layers -> a generator. There is no latent vector.
 
+    Batch norm is over the rows of all classes, whichever of them a batch holds: where it holds each equally often,
+    as in NAYER, that is the same.
+
     Args:
         generator: takes (N, latent).
         embeddings: one row a class, (classes, D); kept with the weights.
         latent: size of the generator's input.
-        batch: images a batch, which has a noisy layer for each set of classes that it holds.
+        layers: noisy layers; no class is more often in a batch.
+        rows: different classes in a batch, at most.
     """
 
-    def __init__(self, generator: nn.Module, embeddings: Tensor, latent: int, batch: int) -> None:
+    def __init__(self, generator: nn.Module, embeddings: Tensor, latent: int, layers: int, rows: int) -> None:
         super().__init__()
-        classes, inputs = embeddings.shape
         self.register_buffer("embeddings", embeddings)
-        self.norm = nn.BatchNorm1d(inputs)
-        self.noise = NoisyLinear(inputs, latent, -(-batch // classes), classes)
+        self.norm = nn.BatchNorm1d(embeddings.shape[1])
+        self.noise = NoisyLinear(embeddings.shape[1], latent, layers, rows)
         self.generator = generator
 
-    def forward(self, targets: Tensor, first: int = 0) -> Tensor:
-        """Images (N, C, H, W) of classes (N,), which stand at `first` and after it in the batch."""
-        images: Tensor = self.generator(self.noise(self.norm(self.get_buffer("embeddings")[targets]), first))
+    def slots(self, targets: Tensor) -> Tensor:
+        """Where the classes (N,) of a whole batch stand, (N,)."""
+        return slots_of(targets, self.noise.rows)
+
+    def forward(self, targets: Tensor, slots: Tensor | None = None) -> Tensor:
+        """Images (N, C, H, W) of classes (N,): a whole batch, or a part of one with its slots."""
+        rows = self.norm(self.get_buffer("embeddings"))[targets]
+        images: Tensor = self.generator(self.noise(rows, self.slots(targets) if slots is None else slots))
         return images

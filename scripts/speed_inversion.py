@@ -251,7 +251,8 @@ class UsualNAYER:
         generator.noise.reset_parameters()
         adam = torch.optim.Adam(generator.parameters(), config.generator_lr, betas=BETAS)
         whole = self.batch // DOMAIN.classes * DOMAIN.classes
-        targets = torch.cat([torch.arange(whole) % DOMAIN.classes, judges.targets(self.batch)[whole:]])
+        rest = torch.randperm(DOMAIN.classes, generator=judges.rng)[: self.batch - whole]
+        targets = torch.cat([torch.arange(whole) % DOMAIN.classes, rest])
 
         def look(_: int) -> Shown:
             images = generator(targets)

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -167,4 +168,17 @@ def test_the_images_own_constants_are_kept_beside_a_teachers() -> None:
     assert other.pixels == (base.mean, base.std)
     assert make_domain(name="mnist", mean=base.mean, std=base.std) == base
     own = make_domain(shape=(1, 28, 28), classes=10, mean=(0.0,), std=(1.0,))
-    assert own.pixels == ((0.0,), (1.0,)), "nothing else is known"
+    assert own.pixels == ((0.449,), (0.226,)), "0 and 1 are a convention, and nothing else is known"
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "wanted"),
+    [
+        ((0.0,), (1.0,), ((0.449,), (0.226,))),  # a convention: no pixels in [0, 1] have it
+        ((0.5,), (0.5,), ((0.449,), (0.226,))),  # another, which black and white pixels alone would have
+        ((0.1307,), (0.3081,), ((0.1307,), (0.3081,))),  # MNIST's own
+    ],
+)
+def test_a_normalisation_that_no_image_has_says_nothing_of_the_pixels(mean: Any, std: Any, wanted: Any) -> None:
+    assert make_domain(shape=(1, 8, 8), classes=3, mean=mean, std=std).pixels == wanted
+    assert make_domain(name="mnist", mean=(0.0,), std=(1.0,)).pixels == ((0.1307,), (0.3081,))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,6 +117,19 @@ def test_without_torchrun_no_group_is_joined(monkeypatch: pytest.MonkeyPatch) ->
     assert parallel.initialise("cpu") == "cpu"
     assert not dist.is_initialized()
     parallel.finish()
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
+def test_all_wait_for_the_first_as_long_as_it_takes(device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that rank 0 trains for the others takes hours; torch gives up after 30 minutes (gloo) or 10 (nccl)."""
+    joined: list[tuple[Any, ...]] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda *names, timeout: joined.append((*names, timeout)))
+    parallel.initialise(device)
+    ((name, timeout),) = joined
+    assert name == backend
+    assert timeout >= timedelta(days=1)
 
 
 def test_slices_make_up_the_batch_in_order(group: Group) -> None:

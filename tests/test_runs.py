@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from datafree import runs
-from datafree.runs import CHECKPOINT, PREVIOUS, Run, atomic_write, save_network, write_json
+from datafree.runs import CHECKPOINT, LOCK, PREVIOUS, SAMPLES, Run, atomic_write, save_network, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -220,8 +222,114 @@ def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
 
 def test_a_fresh_folder_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = [Run.create(None, "train-dfq").path.as_posix() for _ in range(2)]
-    assert made == ["runs/train-dfq-1", "runs/train-dfq-2"]
+    for n in (1, 2):
+        with Run.create(None, "train-dfq") as run:
+            assert run.path.as_posix() == f"runs/train-dfq-{n}"
+
+
+def test_two_that_ask_for_a_fresh_folder_at_once_get_one_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one has made its folder after this one has looked, and before it makes its own."""
+    monkeypatch.chdir(tmp_path)
+    plain, other = Path.mkdir, Path("runs/x-1")
+
+    def mkdir(path: Path, *arguments: Any, **options: Any) -> None:
+        if path == other and not other.exists():
+            plain(other, parents=True)
+        plain(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with Run.create(None, "x") as run:
+        assert run.path == Path("runs/x-2")
+
+
+BUSY = r"another run is being written in .*: wait for its end, or give another --out"
+
+
+def test_a_folder_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with Run.create(out, "x") as run:
+        write_json(out / "run.json", {})
+        for force in (False, True):
+            with pytest.raises(ValueError, match=BUSY):
+                Run.create(out, "x", force=force)
+        with pytest.raises(ValueError, match=BUSY):
+            Run.open(out).lock()
+        assert Run.open(out).manifest() == {}  # readers may
+        assert pickle.loads(pickle.dumps(run)).path == out
+    assert names(out) == ["run.json"]
+    with Run.open(out).lock(), pytest.raises(ValueError, match=BUSY):
+        Run.create(out, "x", force=True)
+    assert names(out) == ["run.json"]
+    with Run.create(out, "x", force=True):
+        assert names(out) == [LOCK]
+
+
+def test_whoever_is_refused_leaves_the_lock_with_its_owner(tmp_path: Path) -> None:
+    with Run.create(tmp_path, "x"):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=BUSY):
+                Run.create(tmp_path, "x")
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="is not empty"):
+        Run.create(tmp_path, "x")
+    assert names(tmp_path) == ["thesis.tex"]
+    with Run.create(tmp_path, "x", force=True):
+        pass
+
+
+def test_a_lock_file_that_was_removed_while_one_waited_for_it_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner removes the file and lets go between this one's opening and locking: a third would lock another."""
+    first, plain = Run(tmp_path).lock(), runs.fcntl.flock
+
+    def flock(file: int, how: int) -> None:
+        first.unlock()
+        plain(file, how)
+
+    monkeypatch.setattr(runs.fcntl, "flock", flock)
+    with Run(tmp_path).lock():
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match=BUSY):
+            Run(tmp_path).lock()
+
+
+def test_without_locks_a_run_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(runs.fcntl, "flock", flock)
+    with Run.create(tmp_path, "x"):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    """Even while a program that it has started goes on."""
+    code = """
+import subprocess, sys, time
+from datafree.runs import Run
+Run.create(sys.argv[1], "x")
+child = subprocess.Popen(["sleep", "100"])
+print(child.pid, flush=True)
+time.sleep(100)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            with pytest.raises(ValueError, match=BUSY):
+                Run.create(tmp_path / "run", "x", force=True)
+            process.kill()
+            process.wait()
+            assert names(tmp_path / "run") == [LOCK]
+            with Run.create(tmp_path / "run", "x"):  # what is left over is nothing that stands in the way
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+    assert names(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize(
@@ -240,12 +348,60 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path, content: dict[
 
 
 def test_force_removes_a_runs_own_files_and_no_others(tmp_path: Path) -> None:
-    for name in ("run.json", "result.json", "checkpoint.pt", "checkpoint.previous.pt", "thesis.tex"):
-        (tmp_path / name).write_text("x")
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_text("x")
-    Run.create(tmp_path, "x", force=True)
+    fill(tmp_path, *OURS, "run.json", "thesis.tex")
+    with Run.create(tmp_path, "x", force=True):
+        pass
     assert names(tmp_path) == ["thesis.tex"]
+
+
+# What commands write into a run's folder: a condensed set, its card, and its scores as docs/report.md keeps them, too.
+OURS = (
+    "result.json", "checkpoint.pt", "checkpoint.previous.pt", "report.html", "student.safetensors",
+    "condensed.safetensors", "card.md", "evaluation.json", "images/a.png", "tensorboard/events.1",
+)  # fmt: skip
+
+
+def fill(folder: Path, *files: str) -> None:
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+
+
+@pytest.mark.parametrize("held", [(*OURS, "run.json"), ("images/a.png", "labels.safetensors", SAMPLES)])
+def test_force_that_is_interrupted_can_be_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: tuple[str, ...]
+) -> None:
+    """After any of the removals: what tells that the rest is ours goes last."""
+    plain, left, interruptions = runs._remove, [0], 0
+
+    def remove(path: Path) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        plain(path)
+
+    monkeypatch.setattr(runs, "_remove", remove)
+    for most in range(100):
+        fill(tmp_path, *held, "thesis.tex")
+        left[0] = most
+        try:
+            Run.create(tmp_path, "x", force=True).unlock()
+        except KeyboardInterrupt:
+            left[0], interruptions = 100, interruptions + 1
+            Run.create(tmp_path, "x", force=True).unlock()
+        else:
+            break
+        finally:
+            assert names(tmp_path) == ["thesis.tex"]
+    assert interruptions > len(held)
+
+
+def test_force_keeps_what_others_call_by_the_same_name(tmp_path: Path) -> None:
+    """Nothing says that it is a run's."""
+    fill(tmp_path, "card.md", "evaluation.json", "images/sea.png")
+    with Run.create(tmp_path, "x", force=True):
+        pass
+    assert names(tmp_path) == ["card.md", "evaluation.json", "images"]
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:

@@ -71,6 +71,26 @@ def test_schedules_of_a_budget_follow_the_last_reading(wall: Time) -> None:
     assert clock.fraction == 0.4
 
 
+@pytest.mark.parametrize("warm", [0.0, 6.0, 8.0, 9.5])
+def test_what_comes_before_the_first_step_is_no_steps_time(wall: Time, warm: float) -> None:
+    clock, progress = Clock(seconds=10.0), list[float]()
+    clock.start()
+    while not clock.finished():
+        if clock.elapsed < warm - 1e-9:  # a warm-up of half a second a round
+            wall.now += 0.5
+            continue
+        clock.begin_step()
+        progress.append(clock.progress)
+        wall.now += 0.25
+        clock.step += 1
+    assert clock.step == (10 - warm) / 0.25  # none is lost to the length of the warm-up
+    assert progress == pytest.approx([i / clock.step for i in range(clock.step)])
+    again = Clock(seconds=10.0)
+    again.load_state_dict(clock.state_dict())
+    again.finished()
+    assert again.progress == pytest.approx(1.0)
+
+
 def test_pauses_do_not_count(wall: Time) -> None:
     clock = Clock(seconds=10.0)
     clock.start()

@@ -24,8 +24,8 @@ from datafree.cli.display import percent, table
 @click.option("--images", metavar="FILE", help="somebody else's set: a file with a tensor of images")
 @click.option("--labels", metavar="FILE", help="their class numbers, or soft labels as logits")
 @click.option(
-    "--space", type=click.Choice(["pixel", "normalised"]), default="pixel", show_default=True,
-    help="of --images: [0, 1] pixels, or (x - mean) / std",
+    "--space", type=click.Choice(["pixel", "normalised"]),
+    help="of --images: [0, 1] pixels, or (x - mean) / std  [default: pixel]",
 )  # fmt: skip
 @click.option(
     "--mean", metavar="X,X,..", help="normalisation of the student's file or of --images  [default: the data's]"
@@ -35,7 +35,9 @@ from datafree.cli.display import percent, table
 )
 @click.option("--teacher-mean", metavar="X,X,..", help="normalisation of the teacher's file  [default: the data's]")
 @click.option("--teacher-std", metavar="X,X,..", help="normalisation of the teacher's file  [default: the data's]")
-@click.option("--set-lr", type=float, metavar="X", help="of --images: the rate that belongs to the set")
+@click.option(
+    "--set-lr", type=float, metavar="X", help="rate of SGD on a set  [default: the set's own, else the protocol's]"
+)
 @click.option("--precision", type=click.Choice(["32", "bf16"]), default="32", show_default=True, help="arithmetic")
 @click.option("--threads", type=int, metavar="N", help="CPU threads; default: as many as torch sees")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
@@ -68,18 +70,21 @@ def evaluate(what: str | None, **values: Any) -> None:
 
         torch.set_num_threads(values["threads"])
     if what is not None and not is_condensed(what):
-        sets_only = {"protocol", "seeds", "validation", "whole", "set_lr"} & set(given)
+        sets_only = _flags(given, "protocol", "seeds", "validation", "whole", "set_lr", "space")
         if sets_only:
-            names = ", ".join("--" + name.replace("_", "-") for name in sorted(sets_only))
-            raise ValueError(f"{what} is no condensed set, and {names} is for sets: leave it out")
+            raise ValueError(f"{what} is no condensed set, and {sets_only} is for sets: leave it out")
         _student(what, values, as_json)
         return
+    foreign_only = _flags(given, "mean", "std", "space") if what is not None else ""
+    if foreign_only:
+        raise ValueError(f"{what} says its own normalisation, and {foreign_only} is for --images: leave it out")
     scores = jobs.evaluate_set(
         _foreign(values) if what is None else what,
         values["data"],
         protocol=values["protocol"] or "default",
         archs=[name.strip() for name in (values["arch"] or "").split(",") if name.strip()],
         networks=values["seeds"],
+        lr=values["set_lr"],
         seed=values["seed"],
         validation=values["validation"],
         whole=values["whole"],
@@ -124,6 +129,11 @@ def _student(student: str, values: dict[str, Any], as_json: bool) -> None:
     click.echo(table(rows))
 
 
+def _flags(given: dict[str, Any], *names: str) -> str:
+    """Those of the options that were given, as a person wrote them."""
+    return ", ".join("--" + name.replace("_", "-") for name in sorted(names) if name in given)
+
+
 def _floats(values: dict[str, Any], name: str) -> tuple[float, ...] | None:
     """The numbers of an option, one a channel."""
     from datafree.domain import parse_floats
@@ -140,9 +150,7 @@ def _foreign(values: dict[str, Any]) -> Any:
     if values["data"] is None:
         raise click.UsageError("--images needs --data NAME: the data that the set was made from")
     domain = make_domain(base=data_domain(values["data"]), mean=_floats(values, "mean"), std=_floats(values, "std"))
-    return foreign_set(
-        values["images"], values["labels"], domain=domain, space=values["space"], learning_rate=values["set_lr"]
-    )
+    return foreign_set(values["images"], values["labels"], domain=domain, space=values["space"] or "pixel")
 
 
 def _rows(scores: dict[str, Any]) -> list[tuple[str, str]]:

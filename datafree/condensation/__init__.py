@@ -9,8 +9,10 @@
   on the images as they are kept.
 * selections, which are made in one go: `build(counts)` gives images (M, C, H, W) in [0, 1] and labels (M,).
 
-Each has a `Config` with its own hyper-parameters and `LOOP`, its defaults for `CondenseConfig`. Where something is made
-before the first step, `beforehand(setting, config)` gives a line on each such thing, and makes nothing.
+Each has a `Config` with its own hyper-parameters, `LOOP`, its defaults for `CondenseConfig`, and `READS`, those of the
+loop's options that it reads itself ("label_lr" where its terms depend on labels); another that a person gives is an
+error. Where something is made before the first step, `beforehand(setting, config)` gives a line on each such thing, and
+makes nothing.
 """
 
 from __future__ import annotations

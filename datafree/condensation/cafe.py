@@ -39,7 +39,7 @@ class CAFEConfig:
     window: Annotated[int, "accuracies that are compared, of steps and of epochs"] = 10
     renew_below: Annotated[float, "a new network where the accuracies of the last steps differ less"] = 0.04
     train_until: Annotated[float, "training on the set ends where the accuracies of the last epochs differ more"] = 0.03
-    most_epochs: Annotated[int, "epochs of training on the set between two steps, at most"] = 10
+    most_epochs: Annotated[int, "epochs of training on the set between two steps, at most"] = 50
 
     def __post_init__(self) -> None:
         positive(self, "real_batch", "check_batch", "window", "most_epochs")
@@ -60,11 +60,10 @@ class CAFE:
         "image_momentum": 0.5,
         "schedule": "cosine",
     }
+    READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "zca")
     NET_RATE, BATCH = 0.01, 256
 
     def __init__(self, setting: Setting, config: CAFEConfig) -> None:
-        if setting.nets != "reused":
-            raise ValueError("cafe decides itself how long a network serves: leave --nets out")
         self.setting, self.config = setting, config
         self.network: nn.Module | None = None
         self.accuracies: list[float] = []

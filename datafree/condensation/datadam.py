@@ -48,6 +48,7 @@ class DataDAM:
         "image_lr": 0.1,
         "image_momentum": 0.5,
     }
+    READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "nets", "net_pool", "net_steps", "zca")
 
     def __init__(self, setting: Setting, config: DataDAMConfig) -> None:
         self.setting, self.config, self.networks = setting, config, Networks(setting)

@@ -60,8 +60,18 @@ class DATM(MTT):
         return config.min_start, max(high, config.min_start)
 
     def kept(self, found: Unrolled) -> Unrolled:
-        """A student that was led astray changes nothing but the rate, which may be why."""
-        if not 0 < self.config.threshold < float(found.value):
+        """A student that was led astray changes nothing but the rate, which may be why.
+
+        One that is not finite, in its loss or a gradient, is no less astray: it counts as one at the threshold whose
+        gradient for the rate is beyond all measure (see `MTT.terms`).
+        """
+        threshold = self.config.threshold
+        if not threshold:
+            return found
+        if not all(bool(part.isfinite().all()) for part in found):
+            lost = torch.full_like(found.value, threshold), torch.full_like(found.rate, torch.inf)
+            found = found._replace(value=lost[0], rate=lost[1])
+        elif float(found.value) <= threshold:
             return found
         return found._replace(images=torch.zeros_like(found.images), labels=torch.zeros_like(found.labels))
 

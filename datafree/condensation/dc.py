@@ -56,6 +56,7 @@ class DC:
         "image_lr": 0.01,
         "image_momentum": 0.5,
     }
+    READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "zca")
     AUGMENTED_TRAINING = False
 
     def __init__(self, setting: Setting, config: GradientOptions) -> None:

@@ -21,6 +21,7 @@ import time
 import zlib
 from collections import deque
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from datafree.condensation.setting import Setting
 from datafree.condensation.unrolling import Forward, flat, quick
 from datafree.config import TrajectoryOptions
 from datafree.data.tensors import to_float
+from datafree.data.whitening import Whitening
 from datafree.evaluation.cost import multiply_adds
 from datafree.runs import atomic_write, write_json
 
@@ -44,6 +46,7 @@ SPEED = {"cpu": 1e11}
 FAST = 5e12
 STEP_IMAGES = 500  # what a run whose length is in steps may spend on experts, a step
 RECORDS = 24  # of an expert, where nothing else is said
+EPS: float = signature(Whitening.fit).parameters["eps"].default  # that of every run's whitening
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,8 @@ def describe(setting: Setting) -> dict[str, Any]:
             "parameters": [list(p.shape) for p in network.parameters()],
             "mean": list(domain.mean),
             "std": list(domain.std),
-            "whitening": None if whitening is None else _hash(whitening.matrix),
+            # By its rule, which follows from the data above: the matrix's last bits are those of a processor.
+            "whitening": None if whitening is None else ["zca", EPS],
         },
         "augmentation": None if setting.augmentation is None else dataclasses.asdict(setting.augmentation),
         "precision": "bf16" if half else "32",
@@ -238,7 +242,9 @@ def record(setting: Setting, recipe: Recipe, folder: Path | None = None) -> Expe
     held = _read_index(folder)
     if held is not None and held["key"] != key:
         raise ValueError(f"{folder} holds experts of another recipe, network or data: give another --out")
-    missing = _missing(folder, key, recipe.count)
+    # The first process's list for all: a process that looks for itself may find what another has made by then, and
+    # shares of different lists leave experts out.
+    missing: list[int] = json.loads(parallel.from_first(json.dumps(_missing(folder, key, recipe.count))))
     if missing:
         size = sum(math.prod(shape) for shape in about["network"]["parameters"])
         megabytes = len(missing) * size * (4 + 2 * records) / 1e6

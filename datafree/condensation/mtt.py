@@ -24,6 +24,7 @@ from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.unrolling import Batch, Unrolled, attach, quick, unroll
 from datafree.config import TrajectoryOptions
 from datafree.data.augmentation import Draws, apply, draw
+from datafree.training import TermError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class MTT:
         "image_lr": 100.0,
         "image_momentum": 0.5,
     }
+    READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "label_lr", "zca")
     EXACT = True
 
     def __init__(self, setting: Setting, config: TrajectoryOptions) -> None:
@@ -63,6 +65,7 @@ class MTT:
         return 0, self.last_start
 
     def terms(self, synthetic: Synthetic) -> dict[str, Tensor]:
+        """Raises TermError where a student diverges: the run cannot go on, nor from an earlier step."""
         config = self.config
         images, labels, rate = synthetic.decoded(), synthetic.targets(), synthetic.rate
         value = torch.zeros((), device=images.device)
@@ -81,6 +84,11 @@ class MTT:
             value += found.value.detach() / config.experts_per_step
             for total, part in zip(totals, found[1:], strict=True):
                 total += part / config.experts_per_step
+        if not bool(value.isfinite()):
+            raise TermError(
+                f"the term 'trajectory' became {float(value)} at step {self.setting.clock.step}: a student diverged, "
+                "and would again on resuming: start anew with a lower --rate or --image-lr, or fewer --inner-steps"
+            )
         # A roll-out that diverges has a gradient for the rate beyond all measure: its logarithm takes 1 at most.
         # The bound holds for the sum over processes, of which each then gives its share.
         most, processes = 1 / rate.detach(), parallel.world_size()

@@ -80,11 +80,13 @@ class NCFM:
         "init": "mosaic",
         "factor": 2,
         "augmentation": "color_crop_cutout",
+        "augmentation_mode": "all",
         "nets": "trained",
         "optimizer": "adamw",
         "image_lr": 0.01,
         "image_momentum": 0.5,
     }
+    READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "nets", "net_pool", "net_steps", "zca")
 
     def __init__(self, setting: Setting, config: NCFMConfig) -> None:
         self.setting, self.config = setting, config

@@ -133,11 +133,14 @@ def mixes(network: nn.Module) -> bool:
 def shared_classes(setting: Setting, network: nn.Module) -> tuple[list[int], float]:
     """The classes whose terms this process computes, and the factor that makes the processes' terms add up.
 
-    A network that mixes its batch sees all classes at once, as published, on every process.
+    A network that mixes its batch sees all classes at once, as published, on every process. A process that is left
+    without a class, because there are more processes than classes, takes the first with a factor of 0: no batch is
+    empty.
     """
     if mixes(network):
         return list(range(setting.domain.classes)), 1 / parallel.world_size()
-    return setting.own_classes(), 1.0
+    own = setting.own_classes()
+    return (own, 1.0) if own else ([0], 0.0)
 
 
 def augmented_pairs(
@@ -320,7 +323,8 @@ class Networks:
             network.load_state_dict(held)
         for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(held)
-        self.initial = list(state["initial"])
+        device = self.setting.device  # checkpoints are read to the CPU
+        self.initial = [{name: tensor.to(device) for name, tensor in held.items()} for held in state["initial"]]
         self.ages, self.current, self.used = list(state["ages"]), int(state["current"]), bool(state["used"])
 
 

@@ -24,6 +24,7 @@ from datafree.condensation.trained import in_batches, needed_network, trained_ne
 from datafree.config import positive
 from datafree.data.formation import decode, encode
 from datafree.data.mixing import random_resized_crop
+from datafree.evaluation.protocols import tiles_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,11 @@ class RDEDConfig:
 class RDED:
     Config = RDEDConfig
     LOOP: Mapping[str, Any] = {"labels": "soft"}
+    READS: tuple[str, ...] = ()
 
     def __init__(self, setting: Setting, config: RDEDConfig) -> None:
         self.setting, self.config = setting, config
-        self.tiles = config.tiles or (2 if min(setting.domain.shape[1:]) >= 64 else 1)
+        self.tiles = config.tiles or tiles_for(setting.domain)
 
     @staticmethod
     def beforehand(setting: Setting, config: RDEDConfig) -> list[str]:

@@ -56,6 +56,7 @@ class SRe2L:
         "image_lr": 0.02,
         "schedule": "cosine",
     }
+    READS: tuple[str, ...] = ("augmentation", "augmentation_mode")
 
     def __init__(self, setting: Setting, config: SRe2LConfig) -> None:
         self.setting, self.config = setting, config

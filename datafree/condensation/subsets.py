@@ -53,6 +53,7 @@ class MeanConfig:
 class Random:
     Config = RandomConfig
     LOOP: Mapping[str, Any] = {}
+    READS: tuple[str, ...] = ()
 
     def __init__(self, setting: Setting, config: RandomConfig) -> None:
         self.setting = setting
@@ -65,6 +66,7 @@ class Random:
 class Herding:
     Config = HerdingConfig
     LOOP: Mapping[str, Any] = {}
+    READS: tuple[str, ...] = ()
 
     def __init__(self, setting: Setting, config: HerdingConfig) -> None:
         self.setting = setting
@@ -80,6 +82,7 @@ class Herding:
 class KCenter:
     Config = KCenterConfig
     LOOP: Mapping[str, Any] = {}
+    READS: tuple[str, ...] = ()
 
     def __init__(self, setting: Setting, config: KCenterConfig) -> None:
         self.setting = setting
@@ -98,6 +101,7 @@ class KCenter:
 class KMeans:
     Config = KMeansConfig
     LOOP: Mapping[str, Any] = {}
+    READS: tuple[str, ...] = ()
 
     def __init__(self, setting: Setting, config: KMeansConfig) -> None:
         self.setting = setting
@@ -116,6 +120,7 @@ class KMeans:
 class Mean:
     Config = MeanConfig
     LOOP: Mapping[str, Any] = {}
+    READS: tuple[str, ...] = ()
 
     def __init__(self, setting: Setting, config: MeanConfig) -> None:
         self.setting = setting

@@ -17,7 +17,7 @@ class Synthetic:
     Images are sorted by class, so the stored images of a class are consecutive.
 
     Args:
-        images: (M, C, H, W) in [0, 1], as they are at the start.
+        images: (M, C, H, W), as they are at the start: in [0, 1], but for noise that is cut on saving alone.
         labels: int64 (M,), ascending.
         factor: multi-formation; the decoded set has M factor² images.
         label_logits: (M factor², classes) of learned or soft labels in decoded order, or None for hard ones.

@@ -68,10 +68,10 @@ class Alternation:
         return terms
 
     def terms(self, clock: Clock) -> Mapping[str, Tensor]:
-        if self.warming_up(clock):
+        setting = self.setting
+        if setting.pace.warming:  # this round was for the generator alone
             self.due = True
             return {}
-        setting = self.setting
         batch = self.method.sample(setting.batch_size)
         images = batch.images
         if self.augmented:
@@ -98,7 +98,7 @@ class Alternation:
     def _keep_pace(self, clock: Clock) -> None:
         pace = self.setting.pace
         pace.steps, pace.seconds = clock.steps, clock.seconds
-        pace.fraction, pace.warming = clock.fraction, self.warming_up(clock)
+        pace.fraction, pace.warming = clock.progress, self.warming_up(clock)
 
     def state_dict(self) -> dict[str, Any]:
         return {"method": self.method.state_dict(), "rounds": self.rounds, "due": self.due}

@@ -13,10 +13,11 @@ from datafree.config import StudentSteps
 from datafree.data.augmentation import apply, draw, parse_augmentation
 from datafree.data.condensed import CondensedSet
 from datafree.data.tensors import to_float
-from datafree.parallel import shard
+from datafree.parallel import shard, world_size
 from datafree.synthesis.setting import Batch, Setting
 
-AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
+AUGMENTATION = ("color", "crop", "cutout", "flip", "scale", "rotate")
+CROPS = ("crop", "flip")  # what the student's own augmentation is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,13 @@ class CondensedConfig:
 class CondensedImages:
     """Images of a condensed set, drawn with replacement and augmented; stands where a synthesis method stands.
 
-    The teacher labels what it sees, so the set's own labels are not used.
+    The augmentation is that of networks which are trained on the set alone. It crops and, where labels allow, mirrors,
+    so that the student's `augment` is off. The teacher labels what it sees, so the set's own labels are not used.
 
     Args:
         setting: the run's.
         condensed: the set.
+        cropped: the student's images are cropped and mirrored after this; here all else is done.
     """
 
     Config = CondensedConfig
@@ -43,14 +46,26 @@ class CondensedImages:
         "optimizer": "sgd",
         "lr": 0.1,
         "weight_decay": 5e-4,
-        "augment": True,
+        "augment": False,
     }
     NEEDS_GRADIENTS = False
 
-    def __init__(self, setting: Setting, condensed: CondensedSet) -> None:
+    @staticmethod
+    def follows_prior(config: CondensedConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return False
+
+    def __init__(self, setting: Setting, condensed: CondensedSet, *, cropped: bool = False) -> None:
         self.setting, self.config = setting, CondensedConfig()
         self.images = condensed.decoded()[0].to(setting.device)
-        self.augmentation = parse_augmentation(AUGMENTATION, mode="all", flip=setting.domain.flip)
+        domain = setting.domain
+        self.augmentation = parse_augmentation(
+            "_".join(name for name in AUGMENTATION if not (cropped and name in CROPS)),
+            mode="all",
+            flip=domain.flip,
+            mean=domain.mean,
+            std=domain.std,
+        )
         self.made = 0
 
     def update(self) -> dict[str, float]:
@@ -80,8 +95,13 @@ class RealImages:
     """
 
     Config = CondensedConfig
-    STUDENT: Mapping[str, Any] = CondensedImages.STUDENT
+    STUDENT: Mapping[str, Any] = {**CondensedImages.STUDENT, "augment": True}
     NEEDS_GRADIENTS = False
+
+    @staticmethod
+    def follows_prior(config: CondensedConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return False
 
     def __init__(self, setting: Setting, images: Tensor) -> None:
         self.setting, self.config, self.images, self.made = setting, CondensedConfig(), images, 0
@@ -102,6 +122,8 @@ class RealImages:
 
 class Mixed:
     """A synthesis method's images with a condensed set's among them: every batch holds both, half and half.
+
+    Of several processes each has its share of both halves; where they do not divide, the set's half is rounded down.
 
     Args:
         method: made by its class; rounds, terms and state are its own.
@@ -125,7 +147,11 @@ class Mixed:
         return terms
 
     def sample(self, n: int) -> Batch:
-        theirs, ours = self.method.sample(n - n // 2), self.condensed.sample(n // 2).images
+        half = n // 2 // world_size() * world_size()
+        theirs: Batch = self.method.sample(n - half)
+        if not half:
+            return theirs
+        ours = self.condensed.sample(half).images
         weights = None if theirs.weights is None else torch.cat([theirs.weights, torch.ones_like(ours[:, 0, 0, 0])])
         return Batch(torch.cat([theirs.images, ours]), weights, theirs.extras)  # extras are of the first rows
 

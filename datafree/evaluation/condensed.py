@@ -18,7 +18,7 @@ from datafree.data.loading import Data, get_split
 from datafree.domain import Domain
 from datafree.evaluation.accuracy import evaluate
 from datafree.evaluation.networks import Forward, forward_of, train_networks
-from datafree.evaluation.protocols import Protocol, arch_for, named_protocol
+from datafree.evaluation.protocols import Protocol, arch_for, for_tiles, named_protocol
 from datafree.models import build_model
 from datafree.teacher import Normalised
 
@@ -35,6 +35,7 @@ def score_set(
     networks: int | None = None,
     random: bool = True,
     stored: Sequence[int] | None = None,
+    tiles: int = 1,
     seed: int = 0,
     lr: float | None = None,
     device: str | torch.device = "cpu",
@@ -56,6 +57,8 @@ def score_set(
         random: whether to train as many networks on random real images too, each on a choice of its own, with class
             numbers (or the teacher's labels, by the protocol) and the protocol's own rate.
         stored: real images of each class to give them; the number of labels of the class if None.
+        tiles: crops a side of each of the set's images, for protocols that go by it (`for_tiles`). The real ones are
+            whole.
         seed: of everything random. The real images of the same seed and counts are the same for every set.
         lr: the set's own rate, in the place of the protocol's.
         device, precision: see `train_networks`.
@@ -87,7 +90,7 @@ def score_set(
             arch,
             images,
             labels,
-            protocol,
+            for_tiles(protocol, tiles),
             rng,
             count=count,
             lr=lr,
@@ -215,7 +218,7 @@ def random_rows(labels: Tensor, counts: Sequence[int], generator: torch.Generato
 
 def without_augmentation(protocol: Protocol) -> Protocol:
     """The protocol on the images as they are."""
-    return replace(protocol, augmentation="none", cutmix=0.0, patches=1, smallest_crop=1.0)
+    return replace(protocol, augmentation="none", cutmix=0.0, patches=1, smallest_crop=1.0, tiled=False)
 
 
 def _check(images: Tensor, labels: Tensor, domain: Domain) -> None:

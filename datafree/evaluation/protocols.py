@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from datafree.domain import Domain
@@ -27,7 +27,7 @@ class Protocol:
     steps: of the optimiser, rounded up to whole passes. One of the two is given.
     batch_size: the last batch of a pass is smaller where the set does not divide.
     optimizer: "sgd", or "adamw" with the usual betas.
-    lr: first rate; a set's own (learned) rate replaces it where the caller gives one.
+    lr: first rate; the caller may give a set's own (learned) rate in its place, which is one of SGD.
     momentum: SGD's.
     weight_decay: on every parameter; with "adamw" on matrices and kernels alone (as RDED's release).
     schedule: of the rate, constant within a pass.
@@ -39,6 +39,7 @@ class Protocol:
     cutmix: probability that a batch is mixed.
     patches: strips a side that are shuffled (1: none).
     smallest_crop: least part of the area of a random crop (1: none).
+    tiled: whether these two follow from the set, where its images hold several crops each; see `for_tiles`.
     labels: "own" (as the set has them), "hard" (the most likely class), or "teacher" (a teacher's probabilities of the
         augmented images; needs the teacher at evaluation).
     temperature: of teacher and network where labels are the teacher's; the loss is not multiplied by its square.
@@ -62,6 +63,7 @@ class Protocol:
     cutmix: float = 0.0
     patches: int = 1
     smallest_crop: float = 1.0
+    tiled: bool = False
     labels: Literal["own", "hard", "teacher"] = "own"
     temperature: float = 1.0
     note: str = ""
@@ -135,7 +137,9 @@ PROTOCOLS: dict[str, Protocol] = {
         augmentation="color_crop_flip_scale_rotate",
         mode="idc",
         cutmix=0.5,
-        note="Kim et al. 2022, release, below 64 px; on the decoded images.",
+        note="Kim et al. 2022, release, below 64 px; on the decoded images. There: no CutMix on MNIST with a factor of "
+        "2 or more, nor on SVHN with factor 1 and one image a class, where cutout takes its place; CIFAR-100 has crops "
+        "and mirror images alone in the place of this augmentation.",
     ),
     "rded": Protocol(
         networks=3,
@@ -148,13 +152,13 @@ PROTOCOLS: dict[str, Protocol] = {
         augmentation="flip",
         mode="all",
         cutmix=1.0,
-        smallest_crop=0.5,
+        tiled=True,
         labels="teacher",
         temperature=20.0,
-        note="Sun et al. 2024, release, ConvNet: a teacher's CutMix labels. There: batches of 10, 50 and 100 for 1, 10 "
-        "and 50 images a class; published numbers are the best of the last fifth on the test set; a further pass of "
-        "the network in training mode moves batch-norm statistics. Where each image was made of several, their patches "
-        "are shuffled: set `patches`.",
+        note="Sun et al. 2024, release, ConvNet: a teacher's CutMix labels. Images of several tiles are shuffled and "
+        "cropped, whole ones are neither. There: ConvNet has batch norm, ours instance norm; batches of 10, 50 and 100 "
+        "for 1, 10 and 50 images a class; published numbers are the best of the last fifth on the test set; a further "
+        "pass of the network in training mode moves batch-norm statistics.",
     ),
     "ddranking": Protocol(
         epochs=300,
@@ -174,6 +178,24 @@ def named_protocol(name: str) -> Protocol:
     near = difflib.get_close_matches(name.lower(), PROTOCOLS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(PROTOCOLS)}"
     raise ValueError(f"unknown protocol {name!r}: {hint}")
+
+
+def for_tiles(protocol: Protocol, tiles: int) -> Protocol:
+    """The protocol for images that hold tiles x tiles crops each; the same where it is not `tiled` or they are whole.
+
+    As RDED's release (Sun et al. 2024): the tiles' rows and columns are shuffled, and a random crop takes 1 / tiles to
+    all of the area.
+    """
+    if tiles < 1:
+        raise ValueError(f"{tiles} tiles a side: give 1 or more")
+    if not protocol.tiled or tiles == 1:
+        return protocol
+    return replace(protocol, patches=tiles, smallest_crop=1 / tiles)
+
+
+def tiles_for(domain: Domain) -> int:
+    """How many tiles a side an image of RDED has, where nobody says: 2 from 64 px, 1 below."""
+    return 2 if min(domain.shape[1:]) >= 64 else 1
 
 
 def arch_for(domain: Domain) -> str:

@@ -50,6 +50,13 @@ DEFAULTS: dict[str, Any] = {
     "schedule": "constant",
     "clip": "step",
 }
+# What the loop reads for each method with steps, and what is read for one without: labels are made afterwards, and real
+# images need no clipping. What a method reads beside it stands in its `READS`; "label_lr" is there where its terms
+# depend on labels.
+LOOP_READS = (
+    "init", "factor", "labels", "optimizer", "image_lr", "image_momentum", "schedule", "image_ema", "clip",
+)  # fmt: skip
+SELECTION_READS = ("labels", "clip")
 IPC = 10
 FEW = 5  # images a class; below it a method's `FEW_IMAGES` stand in for its `LOOP`
 LENGTH = {"budget": "10m"}
@@ -73,6 +80,37 @@ class CondensePlan:
     choices: list[str]
 
 
+def check_read(config: CondenseConfig, method: type[Any]) -> None:
+    """Refuses an option that was given and that nothing reads. One given as the method has it anyway is none.
+
+    Raises:
+        ValueError: names them all, or says that labels cannot be learned.
+    """
+    defaults = {**DEFAULTS, "image_ema": CondenseConfig.image_ema, **method.LOOP}
+    read = (*(LOOP_READS if hasattr(method, "terms") else SELECTION_READS), *method.READS)
+    given = {name: getattr(config, name) for name in defaults if getattr(config, name) is not None}
+    unread = [name for name, value in given.items() if name not in read and value != defaults[name]]
+    if unread:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+        raise ValueError(f"{config.method} does not read {flags}: leave {'it' if len(unread) == 1 else 'them'} out")
+    if config.labels == "learned" and "label_lr" not in method.READS:
+        raise ValueError(
+            f"--labels learned: no term of {config.method} depends on labels: they would stay as they are, "
+            "give --labels soft or hard"
+        )
+
+
+def _check_start(asked: Mapping[str, Any], factor: int) -> None:
+    """Raises ValueError where the first images that were asked for do not fit the multi-formation."""
+    if asked.get("init") == "mosaic" and factor == 1:
+        raise ValueError("--init mosaic fills a --factor of 2 or more: give one, or --init real")
+    if asked.get("init") == "real" and factor > 1:
+        raise ValueError(
+            f"--init real takes whole images, which --factor {factor} would cut into parts: give --init mosaic, "
+            "which are real ones scaled down"
+        )
+
+
 def _images_a_class(config: CondenseConfig, domain: Domain) -> float:
     if config.images is not None:
         return config.images / domain.classes
@@ -90,6 +128,7 @@ def condense_plan(
     """
     set_by_user = tuple(f.name for f in fields_of(CondenseConfig) if getattr(config, f.name) != f.default)
     method = load_method(config.method)
+    check_read(config, method)
     method_config = method_options(config.method, method, options, METHODS, load_method)
     if data is None:
         data = load_data(config.data, download=config.download, device=device, splits=("train",))
@@ -110,15 +149,17 @@ def condense_plan(
     if few and "factor" not in asked:
         values |= method.FEW_IMAGES
         choices.append(f"factor: {values['factor']} (fewer than {FEW} images a class; --factor sets another)")
-    if {**values, **asked}["factor"] > 1 and "init" not in asked and values["init"] == "real":
+    factor = {**values, **asked}["factor"]
+    if factor > 1 and "init" not in asked and values["init"] == "real":
         values["init"] = "mosaic"
         choices.append("init: mosaic (real images scaled down to fill --factor)")
+    if factor == 1 and values["init"] == "mosaic":
+        values["init"] = "real"
     if asked.get("zca") and domain.shape[0] == 1:
         raise ValueError("--zca is for colour images: whitening grey ones is not done in the field; leave it out")
     if domain.shape[0] == 1:
         values["zca"] = False
-    if asked.get("init") == "mosaic" and {**values, **asked}["factor"] == 1:
-        raise ValueError("--init mosaic fills a --factor of 2 or more: give one, or --init real")
+    _check_start(asked, factor)
     length: dict[str, Any] = dict(EMBEDDED_LENGTH if config.data == "digits" else LENGTH)
     if config.steps is not None or config.budget is not None or not hasattr(method, "terms"):
         length = {}
@@ -206,14 +247,12 @@ def set_budget(plan: CondensePlan) -> dict[str, int]:
     """What the set will cost, as `CondensedSet.budget` says it of the one that is made."""
     config, domain, stored = plan.config, plan.domain, sum(plan.counts)
     assert config.factor is not None
-    stepwise, own = hasattr(plan.method, "terms"), plan.method.LOOP.get("labels") == "soft"
-    decoded = stored * (config.factor**2 if stepwise else 1)
-    soft = config.labels == "soft" or (config.labels == "learned" and (stepwise or own))
+    decoded = stored * config.factor**2
     return {
         "stored_floats": stored * math.prod(domain.shape),
         "stored_images": stored,
         "decoded_images": decoded,
-        "label_bytes": decoded * domain.classes * 4 if soft else stored * 8,
+        "label_bytes": decoded * domain.classes * 4 if config.labels != "hard" else stored * 8,
     }
 
 

@@ -25,6 +25,8 @@ from datafree.training import Seconds
 
 Say = Callable[[str], None]
 Show = Callable[[Mapping[str, Any]], None]
+# Logits (N, classes) of images (N, C, H, W) and class numbers (N,).
+Labeller = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _silent(_: Any) -> None:
@@ -56,10 +58,12 @@ class CondenseSession:
         if own is not None and config.init == "real" and config.factor == 1:
             images, labels = own(plan.counts)
         else:
-            images, labels = initial_images(self.setting, plan.counts, config.init, config.factor)
+            bounded = config.clip == "step"
+            images, labels = initial_images(self.setting, plan.counts, config.init, config.factor, bounded=bounded)
         logits = None
         if config.labels != "hard":
-            logits = self._first_labels(decode(images, config.factor), decoded_labels(labels, config.factor))
+            self.labeller = self._labeller()
+            logits = self.labeller(decode(images, config.factor), decoded_labels(labels, config.factor))
         self.synthetic = Synthetic(
             images,
             labels,
@@ -71,16 +75,15 @@ class CondenseSession:
         self.trainer = ImageTrainer(self.synthetic, config)
         self.preparation += time.monotonic() - begin
 
-    def _first_labels(self, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        own = getattr(self.objective, "first_labels", None)
+    def _labeller(self) -> Labeller:
+        """The method's own, or a trained network's."""
+        own: Labeller | None = getattr(self.objective, "first_labels", None)
         if own is not None:
-            logits: torch.Tensor = own(images, classes)
-            return logits
-        from datafree.condensation.trained import trained_network
+            return own
+        from datafree.condensation.trained import in_batches, trained_network
 
-        with torch.no_grad():
-            logits = trained_network(self.setting)(images)
-        return logits
+        network = trained_network(self.setting)
+        return lambda images, _: in_batches(network, images)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -113,17 +116,23 @@ class CondenseSession:
         if self.clock.fraction * PICTURES >= self.picture_mark:
             self.picture_mark = int(self.clock.fraction * PICTURES) + 1
             self.picture()
-        if now - self.logged >= LOG_SECONDS and self.main:
-            row = {"step": self.clock.step, "seconds": round(self.clock.elapsed, 3)}
-            row |= {f"condensation/{name}": float(value.detach()) for name, value in terms.items()}
-            if self.synthetic.log_rate is not None:
-                row["rate"] = float(self.synthetic.rate.detach())
-            self.run.log(row)
-            self.show({**row, "fraction": self.clock.fraction, "seconds_left": self.clock.seconds_left})
+        # The first process's clock says when a row is due: its terms are those of all, who add them up together.
+        if parallel.latest(float(self.main and now - self.logged >= LOG_SECONDS)):
+            whole = whole_terms(terms)
             self.logged = now
+            if self.main:
+                self._log(whole)
         if stopping or now - self.saved >= self.plan.config.checkpoint_every:
             self.save()
         return stopping
+
+    def _log(self, terms: Mapping[str, float]) -> None:
+        row = {"step": self.clock.step, "seconds": round(self.clock.elapsed, 3)}
+        row |= {f"condensation/{name}": value for name, value in terms.items()}
+        if self.synthetic.log_rate is not None:
+            row["rate"] = float(self.synthetic.rate.detach())
+        self.run.log(row)
+        self.show({**row, "fraction": self.clock.fraction, "seconds_left": self.clock.seconds_left})
 
     def picture(self) -> None:
         """A grid of the decoded images, at most 10 of a class and 100 in all, labelled with their classes."""
@@ -139,11 +148,16 @@ class CondenseSession:
     def conclude(self) -> None:
         """The objective's last word, on the images as they are kept (the average, where there is one).
 
-        After the last checkpoint, which holds what steps go on from.
+        Soft labels that no term depends on are made anew: they shall be those of these images. After the last
+        checkpoint, which holds what steps go on from.
         """
         self.trainer.settle()
+        synthetic, method = self.synthetic, self.plan.method
         if (finish := getattr(self.objective, "finish", None)) is not None:
-            finish(self.synthetic)
+            finish(synthetic)
+        elif synthetic.label_logits is not None and "label_lr" not in method.READS:
+            logits = self.labeller(synthetic.decoded().detach(), synthetic.decoded_classes)
+            synthetic.label_logits = torch.nn.Parameter(logits, False)
 
     def result_set(self) -> CondensedSet:
         """The condensed set of the moment, brought back into [0, 1]."""
@@ -158,6 +172,13 @@ class CondenseSession:
             learning_rate=float(synthetic.rate.detach()) if synthetic.log_rate is not None else None,
             info=set_info(plan),
         )
+
+
+def whole_terms(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The terms' values, each the sum of all processes' shares. Every process has to call it."""
+    shares = torch.stack([term.detach() for term in terms.values()])
+    sums = parallel.world_size() * parallel.mean_over_processes(shares)
+    return dict(zip(terms, sums.tolist(), strict=True))
 
 
 def class_rows(classes: torch.Tensor, count: int, each: int = 10, most: int = 100) -> torch.Tensor:

@@ -17,7 +17,7 @@ from datafree.data.condensed import FILE, CondensedSet, check_images, load_conde
 from datafree.data.sources import cache_folder
 from datafree.domain import Domain
 from datafree.evaluation.condensed import class_counts, random_part, score_set
-from datafree.evaluation.protocols import Protocol, arch_for, named_protocol
+from datafree.evaluation.protocols import Protocol, arch_for, named_protocol, tiles_for
 from datafree.jobs.loading import load_teacher, normalised
 from datafree.jobs.machine import find_device
 from datafree.models import build_model
@@ -41,6 +41,7 @@ def evaluate_set(
     protocol: str | Protocol = "default",
     archs: Sequence[str] = (),
     networks: int | None = None,
+    lr: float | None = None,
     seed: int = 0,
     validation: bool = False,
     whole: bool = False,
@@ -63,9 +64,11 @@ def evaluate_set(
         protocol: a name in `evaluation.protocols.PROTOCOLS`, or a protocol.
         archs: networks to train; default: the protocol's.
         networks: how many of each; default: the protocol's.
+        lr: first rate of SGD on the set; default: the set's own where it has learned one, else the protocol's. Random
+            real images are always trained on at the protocol's.
         seed: of everything random.
         validation: test on a part of the training data that is held out, for choosing settings. Sets made for that
-            are condensed from the rest: `datafree condense --validation`.
+            are condensed from the rest: `datafree condense --validation`. Of others `say` gets a warning.
         whole: train one network on all real images too, unless its figure is in the cache already.
         teacher: a checkpoint, for protocols that train on a teacher's labels.
         teacher_arch, teacher_mean, teacher_std: its architecture and normalisation, where its file does not say.
@@ -74,8 +77,9 @@ def evaluate_set(
         say: called with each line worth telling.
 
     Returns:
-        What `score_set` returns, with "set", "data", "split", "whole_accuracy" (None where it is not known) and the
-        set's budget.
+        What `score_set` returns, with "set", "data", "split", "left_out" (whether the set was made without the
+        training images that it is tested on; None where it is tested on others, or where that is not known), "lr" (the
+        first rate on the set), "whole_accuracy" (None where it is not known) and the set's budget.
 
     Raises:
         ValueError: something a person can mend; one line.
@@ -95,6 +99,8 @@ def evaluate_set(
     protocol_object = named_protocol(protocol) if isinstance(protocol, str) else protocol
     archs = [ALIASES.get(arch, arch) for arch in archs] or [protocol_object.arch]
     archs = [arch_for(domain) if arch == "auto" else arch for arch in archs]
+    rate = _rate(condensed, protocol_object, lr)
+    left_out = _left_out(condensed, say) if validation else None
     taught = None
     if teacher is not None:
         taught = load_teacher(
@@ -117,7 +123,7 @@ def evaluate_set(
     if taught is not None:
         common["teacher"] = taught
     result = score_set(
-        images, labels, held, protocol, archs=archs, random=False, lr=condensed.learning_rate, make=make, **common
+        images, labels, held, protocol, archs=archs, random=False, tiles=_tiles(condensed), lr=rate, make=make, **common
     )
     counts = stored_counts(condensed)
     for arch in archs:
@@ -129,8 +135,10 @@ def evaluate_set(
         "set": str(source) if not isinstance(source, CondensedSet) else None,
         "data": name,
         "split": "validation" if validation else "test",
+        "left_out": left_out,
+        "lr": protocol_object.lr if rate is None else rate,
         **result,
-        "whole_accuracy": _whole(held, archs[0], make, place, precision, compute=whole, say=say),
+        "whole_accuracy": _whole(held, archs[0], make, place, precision, whitening is not None, compute=whole, say=say),
         "precision": precision,
         "threads": torch.get_num_threads(),
         "seed": seed,
@@ -227,6 +235,39 @@ def _check_fit(condensed: CondensedSet, domain: Domain, name: str) -> None:
         )
 
 
+def _rate(condensed: CondensedSet, protocol: Protocol, given: float | None) -> float | None:
+    """The rate that takes the place of the protocol's: the one given, else the set's own, which is one of SGD."""
+    if given is not None and not given > 0:
+        raise ValueError(f"--set-lr is {given:g}: give a number above 0")
+    if protocol.optimizer == "sgd":
+        return condensed.learning_rate if given is None else given
+    if given is not None:
+        raise ValueError("--set-lr is a rate of SGD, and this protocol trains with AdamW: leave it out")
+    return None
+
+
+def _tiles(condensed: CondensedSet) -> int:
+    """Crops a side of each image: `rded`'s sets may have several."""
+    if condensed.info.get("method") != "rded":
+        return 1
+    said = condensed.info.get("options", {}).get("tiles")
+    return int(said) if said else tiles_for(condensed.domain)
+
+
+def _left_out(condensed: CondensedSet, say: Callable[[str], None]) -> bool | None:
+    """Whether the set says that it was made without the held-out images; a warning where it does not."""
+    said = condensed.info.get("validation")
+    if said is None:
+        say("warning: it is not known whether this set was made without the training images that it is tested on")
+        return None
+    if not said:
+        say(
+            "warning: this set was condensed from all training images, also from those that it is tested on: condense "
+            "with --validation to choose settings"
+        )
+    return bool(said)
+
+
 def _fingerprint(data: Data) -> str:
     """Of the tensors' sizes and a thousandth of their content."""
     digest = hashlib.sha256()
@@ -290,15 +331,24 @@ def _whole(
     make: Callable[[str], nn.Module],
     device: torch.device,
     precision: str,
+    whitened: bool,
     *,
     compute: bool,
     say: Callable[[str], None],
 ) -> float | None:
-    """Accuracy of one network trained on all real images; None where it is not cached and not asked for."""
-    key = {"data": _fingerprint(data), "arch": arch, "steps": WHOLE_STEPS, "precision": precision, "version": 1}
+    """Accuracy of one network trained on all real images; None where it is not cached and not asked for.
+
+    A file's network is never cached: its path does not say what is in it.
+    """
+    kept = ":" not in arch
+    key = {
+        "data": _fingerprint(data), "arch": arch, "steps": WHOLE_STEPS, "precision": precision, "whitened": whitened,
+        "version": 1,
+    }  # fmt: skip
 
     def train() -> dict[str, Any]:
-        say(f"training {arch} on all of {data.domain.name} for {WHOLE_STEPS:,} steps (kept for later)")
+        later = " (kept for later)" if kept else ""
+        say(f"training {arch} on all of {data.domain.name} for {WHOLE_STEPS:,} steps{later}")
         assert data.x_train is not None and data.y_train is not None
         protocol = Protocol(
             steps=WHOLE_STEPS, batch_size=128, lr=0.02, schedule="cosine", augmentation="crop_flip", mode="all"
@@ -309,5 +359,7 @@ def _whole(
         )  # fmt: skip
         return {"accuracy": scores["accuracy_mean"]}
 
+    if not kept:
+        return float(train()["accuracy"]) if compute else None
     found = _cached("whole", key, train if compute else None)
     return None if found is None else float(found["accuracy"])

@@ -27,7 +27,7 @@ from datafree.parallel import world_size
 from datafree.synthesis import METHODS, load_method
 from datafree.synthesis.setting import Setting
 from datafree.teacher import Teacher
-from datafree.training import EPOCH_STEPS, Clock, default_batch_size, make_clock
+from datafree.training import EPOCH_STEPS, USUAL, Clock, default_batch_size, make_clock
 
 # Where no length is given: the embedded digits job is short, any other takes half an hour of wall clock.
 EMBEDDED_LENGTH = {"steps": 1000}
@@ -82,7 +82,7 @@ class Plan:
             return RealImages(setting, self.real.x_train)
         if self.condensed is None:
             return self.method(setting, self.method_config)
-        images = CondensedImages(setting, self.condensed)
+        images = CondensedImages(setting, self.condensed, cropped=bool(self.config.augment))
         if self.method is CondensedImages:
             return images
         return Mixed(self.method(setting, self.method_config), images)
@@ -105,6 +105,7 @@ def make_plan(
     set_by_user = tuple(f.name for f in fields_of(TrainConfig) if getattr(config, f.name) != f.default) + tuple(options)
     choices: list[str] = []
     config, method, condensed = student_source(config, choices)
+    asked = options
     config, options = _preset(config, method, options)
     method_config = method_options(INSTEAD.get(method, config.method), method, options)
     embedded = config.teacher is None
@@ -132,13 +133,14 @@ def make_plan(
         choices.append(f"student: {student} (the next smaller network; --student names another)")
     network = build_model(student, shape=domain.shape, classes=domain.classes)
     defaults = dict(method.STUDENT)
-    if config.optimizer is None and not any("Norm" in type(m).__name__ for m in network.modules()):
+    normless = not any("Norm" in type(m).__name__ for m in network.modules())
+    if config.optimizer is None and defaults["optimizer"] == "sgd" and normless:
         defaults |= WITHOUT_NORM
         choices.append("optimiser: adam (the student has no normalisation layers, which the usual rates of sgd need)")
     filled = _fill_optimisation(config, defaults, domain, choices, EMBEDDED_LENGTH if embedded else USUAL_LENGTH)
     if filled.inherit:
         choices.append(inherit(network, teacher.teacher.network))
-    method_config = _fit_terms(method, method_config, options, teacher.teacher, warnings)
+    method_config = _fit_terms(method, method_config, asked, teacher.teacher, warnings)
     method_config = _fit_bank(method_config, options, domain, choices)
     test = _test_data(config, domain, choices, device)
     filled = dataclasses.replace(
@@ -199,6 +201,13 @@ def _check_needs(plan: Plan) -> None:
                 f"--{needed} needs the features before the teacher's last layer, which cannot be seen: "
                 f"give --{needed} 0"
             )
+    if plan.prior is not None and not getattr(method, "follows_prior", lambda _: True)(plan.method_config):
+        name = INSTEAD.get(method, config.method)
+        weight = " without --balance" if hasattr(plan.method_config, "balance") else ""
+        raise ValueError(f"--prior: {name}{weight} makes images of no class in particular; leave it out")
+    batch = getattr(plan.method_config, "synthesis_batch", None)
+    if batch is not None and batch % world_size():
+        raise ValueError(f"--synthesis-batch {batch} does not divide among {world_size()} processes")
     assert config.batch_size is not None
     with torch.random.fork_rng(devices=[]):
         plan.build_method(
@@ -229,6 +238,9 @@ def _preset(
     lengths = ("steps", "epochs", "budget")
     given = {name for name in defaults if getattr(config, name) != defaults[name]}
     given |= set(lengths) if given & set(lengths) else set()  # one length goes before any other
+    if "lr" in values:  # a rate is its optimiser's: it comes with it, and stays away where another is asked for
+        values = {"optimizer": method.STUDENT["optimizer"], **values}
+        given |= {"lr", "weight_decay"} if config.optimizer not in (None, values["optimizer"]) else set()
     run = {name: value for name, value in values.items() if name not in own | given}
     return replace(config, run), {**{name: value for name, value in values.items() if name in own}, **options}
 
@@ -352,9 +364,11 @@ def _fill_optimisation(
         "attention",
         "gradient_clip",
         "inherit",
+        "schedule",
+        "milestones",
     ):
         if getattr(config, name) is None:
-            values[name] = student.get(name)
+            values[name] = student.get(name, USUAL.get(name))
     if config.lr is None:
         optimizer = config.optimizer or student["optimizer"]
         rate = student["lr"] if optimizer == student["optimizer"] else RATES[optimizer]

@@ -23,10 +23,10 @@ from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, seed_all
 from datafree.models import build_model
 from datafree.runs import Run, atomic_write, environment, peak_rss_mb, save_network, write_json
-from datafree.training import Clock, Seconds, Trainer, make_clock, run
+from datafree.training import USUAL, Clock, Seconds, Trainer, make_clock, run
 
 # Chosen for a teacher of the embedded digits job; other data take the field's epochs of 200 where a person says so.
-DEFAULTS: dict[str, Any] = {"lr": 0.1, "optimizer": "sgd", "weight_decay": 5e-4, "batch_size": 128}
+DEFAULTS: dict[str, Any] = {**USUAL, "lr": 0.1, "optimizer": "sgd", "weight_decay": 5e-4, "batch_size": 128}
 LENGTH = {"epochs": 30}
 EMBEDDED: dict[str, Any] = {"data": "digits", "arch": "resnet20", "epochs": 15}
 

@@ -151,7 +151,7 @@ def _generator(about: dict[str, Any]) -> nn.Module:
         about["latent"], tuple(about["shape"]), about["width"], about["normalisation"]
     )
     if "embeddings" in about:
-        return Noisy(generator, torch.zeros(about["embeddings"]), about["latent"], about["batch"])
+        return Noisy(generator, torch.zeros(about["embeddings"]), about["latent"], about["layers"], about["rows"])
     return generator
 
 
@@ -159,8 +159,7 @@ def _batch(generator: nn.Module, about: dict[str, Any], rng: torch.Generator, de
     """A batch of images; a noisy layer is drawn anew for each."""
     if isinstance(generator, Noisy):
         generator.noise.draw(rng)
-        classes = torch.arange(about["batch"], device=device) % about["embeddings"][0]
-        return torch.as_tensor(generator(classes))
+        return torch.as_tensor(generator(torch.tensor(about["targets"], device=device)))
     return torch.as_tensor(generator(torch.randn(100, about["latent"], generator=rng).to(device)))
 
 

@@ -111,6 +111,11 @@ class BlackBox:
     }
     NEEDS_GRADIENTS = False
 
+    @staticmethod
+    def follows_prior(config: BlackBoxConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return False
+
     def __init__(self, setting: Setting, config: BlackBoxConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
         self.store = self.imaging.store

@@ -92,11 +92,19 @@ def described(teacher: Teacher, images: Tensor, *, statistics: bool = False) -> 
 
     What it makes of an image are the spatial means of the inputs of its batch-norm layers, one after the other, or the
     features before its last layer where it has none: (N, D), float32 at least.
+
+    Raises:
+        ValueError: nothing of either can be seen.
     """
     with watch_means(teacher.norms) as means:
         logits, features, seen = teacher.look(images, features=not teacher.norms, statistics=statistics)
     if features is not None:
         return logits, raised(features), seen
+    if not means:
+        raise ValueError(
+            "--contrast needs the inputs of the teacher's batch norms or the features before its last layer, "
+            "and neither can be seen: give --contrast 0"
+        )
     return logits, torch.cat(means, 1), seen
 
 

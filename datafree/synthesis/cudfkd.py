@@ -14,6 +14,7 @@ here is our reading, see docs/methods/cudfkd.md.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -56,7 +57,7 @@ from datafree.synthesis.terms import add_terms, look_and_judge
 
 @dataclass(frozen=True, kw_only=True)
 class CuDFKDConfig:
-    easy: Annotated[float, "weight of the disagreement at the start; below 0 agreement is sought"] = 0.1
+    easy: Annotated[float, "weight of the disagreement at the start; below 0 agreement is sought, everywhere"] = 0.1
     adv: Annotated[float, "weight of the disagreement at the end"] = 1.0
     begin: Annotated[float, "share of the run after which the weight begins to rise"] = 0.25
     end: Annotated[float, "share of the run after which it has risen"] = 0.75
@@ -124,6 +125,7 @@ class CuDFKD:
             "student_steps": 10,
             "synthesis_batch": 768,
             "feed": "fresh",
+            "sample_mode": "eval",
             "reset": 0,
             "warmup": 0.0,
             "batch_size": 768,
@@ -136,6 +138,11 @@ class CuDFKD:
     }
     NEEDS_STATISTICS = "bn"
     NEEDS_FEATURES = "contrast"
+
+    @staticmethod
+    def follows_prior(config: CuDFKDConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.balance > 0
 
     def __init__(self, setting: Setting, config: CuDFKDConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
@@ -156,12 +163,14 @@ class CuDFKD:
         setting, config, imaging = self.setting, self.config, self.imaging
         imaging.begin_round()
         adv = self.difficulty
+        # Agreement is sought where there is none: just what the mask would leave out.
+        judged = config if adv >= 0 else dataclasses.replace(config, masked=False)
         sums: dict[str, Tensor] = {}
         steps = 0
         for _ in setting.pace.inner(config.generator_steps):
             images = imaging.images()
             terms, _, _, features = look_and_judge(
-                setting, config, self.remembered, images, adv=adv, prior=setting.prior, features=config.contrast > 0
+                setting, judged, self.remembered, images, adv=adv, prior=setting.prior, features=config.contrast > 0
             )
             if features is not None:
                 terms["contrast"] = config.contrast * self._contrast(images.detach(), features)

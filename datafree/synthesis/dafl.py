@@ -80,7 +80,7 @@ class DAFL:
             "lr": 0.1,
             "weight_decay": 5e-4,
             "schedule": "multistep",
-            "milestones": (0.4, 0.9),
+            "milestones": (0.4, 0.8),
             "temperature": 1.0,
             "augment": False,
             "onehot": 0.05,
@@ -118,6 +118,11 @@ class DAFL:
             "student_steps": 5,
         },
     }
+
+    @staticmethod
+    def follows_prior(config: DAFLConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.balance > 0
 
     def __init__(self, setting: Setting, config: DAFLConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

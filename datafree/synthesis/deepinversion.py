@@ -45,7 +45,7 @@ from datafree.synthesis.pixels import (
     takes_half,
     whole_batch,
 )
-from datafree.synthesis.setting import Batch, Setting, student_mode
+from datafree.synthesis.setting import Batch, Setting, student_mode, usual_batch
 from datafree.synthesis.store import Store
 
 TEMPERATURE = 3.0  # of the adaptive term
@@ -70,7 +70,9 @@ class DeepInversionConfig:
     pixel_steps: Annotated[int, "steps a round, on the pixels of one batch"] = 100
     pixel_lr: Annotated[float, "Adam's highest rate for the pixels, in normalised space"] = 0.1
     pixel_betas: Annotated[Floats, "Adam's betas for the pixels"] = (0.5, 0.9)
-    rise: Annotated[float, "share of a batch's steps over which the rate rises; a cosine follows"] = 0.05
+    rise: Annotated[
+        float, "share of a batch's steps (of those at the first size) over which the rate rises; a cosine follows"
+    ] = 0.05
     student_steps: StudentSteps = 100
     synthesis_batch: SynthesisBatch = None
     bank: BankSize = 20_000
@@ -98,12 +100,12 @@ class DeepInversion:
     }
     NEEDS_STATISTICS = "bn"
     PRESETS: Mapping[str, Mapping[str, Any]] = {
-        # The release's page for CIFAR-10, "paper parameters", with its competition's weight.
+        # The release's page for CIFAR-10, "paper parameters": its competition is off.
         "official": {
-            "bn": 10.0, "adv": 0.2, "tv_l2": 2.5e-5, "jitter": 2, "pixel_steps": 2000, "pixel_lr": 0.05,
+            "bn": 10.0, "adaptive": False, "tv_l2": 2.5e-5, "jitter": 2, "pixel_steps": 2000, "pixel_lr": 0.05,
             "pixel_betas": (0.9, 0.999), "synthesis_batch": 256,
         },
-        # The release for ImageNet, setting 0, with the weights on its page.
+        # The release for ImageNet, setting 0, with the weights on its page; of the competition it names the paper's.
         "imagenet": {
             "bn": 0.01, "first_bn": 10.0, "adv": 0.2, "tv_l2": 1e-4, "l2": 1e-5, "jitter": 30, "multi_resolution": True,
             "pixel_steps": 3000, "pixel_lr": 0.25, "synthesis_batch": 84,
@@ -120,7 +122,7 @@ class DeepInversion:
         self.setting, self.config = setting, config
         self.store = Store(setting, "bank", config.bank)
         self.space = pixel_space(setting)
-        self.batch_size = config.synthesis_batch or min(64, setting.batch_size)
+        self.batch_size = config.synthesis_batch or usual_batch(setting.batch_size)
         self.patches = patches_weight(config.patches, setting.teacher)
         self.jitter = max(1, setting.domain.shape[2] // 16) if config.jitter is None else config.jitter
         networks = (setting.teacher.classifier, setting.student)

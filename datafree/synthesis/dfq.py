@@ -87,7 +87,7 @@ class DFQConfig:
 
 
 class DFQ:
-    """One round: `generator_steps` steps of the generator on the terms above."""
+    """One round: `generator_steps` steps of the generator on the terms above; the last one waits for the student."""
 
     Config = DFQConfig
     STUDENT: Mapping[str, Any] = {
@@ -128,6 +128,11 @@ class DFQ:
     }
     NEEDS_STATISTICS = "bn"
 
+    @staticmethod
+    def follows_prior(config: DFQConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.balance > 0
+
     def __init__(self, setting: Setting, config: DFQConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
         self.store = self.imaging.store
@@ -136,15 +141,17 @@ class DFQ:
     def update(self) -> dict[str, float]:
         setting, config, imaging = self.setting, self.config, self.imaging
         imaging.begin_round()
+        adv = 0.0 if setting.pace.warming else config.adv
         sums: dict[str, Tensor] = {}
-        for _ in range(config.generator_steps):
+        steps = 0
+        for _ in setting.pace.inner(config.generator_steps):
             images = imaging.images()
-            terms = look_and_judge(setting, config, self.remembered, images, adv=config.adv, prior=setting.prior).terms
+            terms = look_and_judge(setting, config, self.remembered, images, adv=adv, prior=setting.prior).terms
             imaging.step(terms)
             imaging.keep(images)
-            sums = add_terms(sums, terms)
+            sums, steps = add_terms(sums, terms), steps + 1
         self.remembered.remember()
-        return {name: float(value) / config.generator_steps for name, value in sums.items()}
+        return {name: float(value) / steps for name, value in sums.items()}
 
     @property
     def made(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from datafree.generators import GENERATORS
 from datafree.parallel import average_gradients, shard, synchronise
-from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.setting import Batch, Setting, usual_batch
 from datafree.synthesis.store import Store
 
 
@@ -56,7 +56,7 @@ class Imaging:
 
     def __init__(self, setting: Setting, config: GeneratorConfig) -> None:
         self.setting, self.config = setting, config
-        usual = setting.batch_size if config.feed == "last" else min(64, setting.batch_size)
+        usual = setting.batch_size if config.feed == "last" else usual_batch(setting.batch_size)
         self.batch_size = config.synthesis_batch or usual
         if config.feed == "last" and self.batch_size != setting.batch_size:
             raise ValueError(f"--feed last: give --synthesis-batch {setting.batch_size}, as the student's batch")

@@ -10,7 +10,7 @@ distillation". No code was published; what is our reading of it is listed in doc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -99,6 +99,11 @@ class MAD:
     }
     NEEDS_STATISTICS = "bn"
 
+    @staticmethod
+    def follows_prior(config: MADConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.balance > 0
+
     def __init__(self, setting: Setting, config: MADConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
         self.store = self.imaging.store
@@ -163,15 +168,8 @@ class MAD:
         old = int(n * self.config.copy_share) // world_size() * world_size()
         if not old:
             return self.imaging.sample(n)
-        new = self._drawn(self.store, n - old, self.imaging.fresh)
-        return Batch(spread(new, self._drawn(self.past, old, self._remade)))
-
-    def _drawn(self, store: Store, n: int, fresh: Callable[[int], Tensor]) -> Tensor:
-        """As the store samples; of a last batch, which is as large as the student's, the first n images."""
-        mine = n // world_size()
-        if self.config.feed == "last" and store.last is not None and mine <= len(store.last):
-            return store.last[:mine].float()
-        return store.sample(n, fresh).images
+        new = self.store.sample(n - old, self.imaging.fresh).images
+        return Batch(spread(new, self.past.sample(old, self._remade).images))
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -56,6 +56,11 @@ class Noise:
     NEEDS_GRADIENTS = False
     PRESETS: Mapping[str, Mapping[str, Any]] = {"official": {"batch_statistics": True, "lr": 1e-3}}
 
+    @staticmethod
+    def follows_prior(config: NoiseConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.distribution == "shapes"
+
     def __init__(self, setting: Setting, config: NoiseConfig) -> None:
         if config.batch_statistics and not setting.teacher.has_statistics:
             raise ValueError("--batch-statistics: the teacher has no batch norm; leave it out")

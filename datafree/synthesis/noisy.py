@@ -10,11 +10,11 @@ from torch import Tensor
 
 from datafree.generators import GENERATORS
 from datafree.generators.noisy import Noisy
-from datafree.parallel import average_gradients, rank, shard, synchronise
+from datafree.parallel import average_gradients, shard, synchronise
 from datafree.synthesis.embeddings import class_embeddings
 from datafree.synthesis.imaging import choose_generator
 from datafree.synthesis.inversion import Best
-from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.setting import Batch, Setting, usual_batch
 from datafree.synthesis.store import Store
 from datafree.synthesis.terms import add_terms
 
@@ -54,14 +54,14 @@ class NoisyImaging:
 
     def __init__(self, setting: Setting, config: NoisyConfig) -> None:
         self.setting, self.config, domain = setting, config, setting.domain
-        self.batch_size = config.synthesis_batch or min(64, setting.batch_size)
+        self.batch_size = config.synthesis_batch or usual_batch(setting.batch_size)
         self.name, self.width = choose_generator(config.generator, config.generator_width, domain.shape)
         self.normalisation = domain.pixels if config.output == "standardised" else None
         network = Noisy(
             GENERATORS[self.name](config.latent, domain.shape, self.width, self.normalisation),
             class_embeddings(config.embedding, setting),
             config.latent,
-            self.batch_size,
+            *self._layers_and_rows(),
         )
         self.generator = network.to(setting.device).to(memory_format=torch.channels_last)
         synchronise(self.generator)
@@ -82,19 +82,29 @@ class NoisyImaging:
         self.generator.noise.reset_parameters()
         self.optimizer = self._adam()
 
+    def _layers_and_rows(self) -> tuple[int, int]:
+        """As often as a class comes in a batch, and as many classes as do."""
+        classes, prior = self.setting.domain.classes, self.setting.prior
+        if prior is None:
+            return -(-self.batch_size // classes), min(classes, self.batch_size)
+        # Systematic draws give a class at most this many places, see `spread`.
+        return int(self.batch_size * prior.max().item() + 1e-3) + 1, min(int((prior > 0).sum()), self.batch_size)
+
     def targets(self) -> Tensor:
-        """Every class in turn, as often as it fits in, then draws; all drawn where there is a prior. int64 (B,)."""
-        classes, drawn = self.setting.domain.classes, self.setting.targets(self.batch_size)
-        if self.setting.prior is not None:
-            return drawn
-        whole = self.batch_size // classes * classes
-        return torch.cat([torch.arange(whole, device=drawn.device) % classes, drawn[whole:]])
+        """Every class in turn, as often as it fits in, then others, each once; by the prior where there is one.
+
+        int64 (B,). No class comes more often than there are noisy layers, so that no image is made twice.
+        """
+        setting = self.setting
+        if setting.prior is not None:
+            start = torch.rand((), generator=setting.rng, device=setting.device, dtype=torch.float64)
+            return spread(setting.prior, self.batch_size, start)
+        return in_turn(setting.domain.classes, self.batch_size, setting.rng, setting.device)
 
     def images(self, targets: Tensor) -> Tensor:
         """This process's slice of the images of a batch of classes, with gradients."""
-        mine = shard(targets)
         self.generator.train()
-        images: Tensor = self.generator(mine, rank() * len(mine))
+        images: Tensor = self.generator(shard(targets), shard(self.generator.slots(targets)))
         return images
 
     def step(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -145,8 +155,17 @@ class NoisyImaging:
             "width": self.width,
             "normalisation": self.normalisation,
             "embeddings": list(self.generator.get_buffer("embeddings").shape),
-            "batch": self.batch_size,
+            "layers": self.generator.noise.weight.shape[0],
+            "rows": self.generator.noise.rows,
+            "targets": self._usual_targets(),
         }
+
+    def _usual_targets(self) -> list[int]:
+        """The classes of a batch, without a draw."""
+        if self.setting.prior is None:
+            return [i % self.setting.domain.classes for i in range(self.batch_size)]
+        targets: list[int] = spread(self.setting.prior, self.batch_size, torch.tensor(0.5)).tolist()
+        return targets
 
     def grown(self) -> dict[str, Tensor]:
         """The generator's weights."""
@@ -159,3 +178,21 @@ class NoisyImaging:
         self.generator.load_state_dict(state["generator"])
         self.store.load_state_dict(state["store"])
         self.rounds = int(state["rounds"])
+
+
+def in_turn(classes: int, n: int, rng: torch.Generator, device: torch.device) -> Tensor:
+    """n classes: all in turn as often as they fit in, then the rest of different ones, drawn. int64 (n,)."""
+    whole = n // classes * classes
+    rest = torch.randperm(classes, generator=rng, device=device)[: n - whole]
+    return torch.cat([torch.arange(whole, device=device) % classes, rest])
+
+
+def spread(shares: Tensor, n: int, start: Tensor) -> Tensor:
+    """n classes in their shares (C,), rounded by one `start` from [0, 1) for all; int64 (n,), in order.
+
+    Systematic sampling: every class has its expected number, rounded up or down. A class of share 0 has none.
+    """
+    ends = (n * shares.double().cumsum(0)).clamp(max=n)
+    ends[int(shares.nonzero().max()) :] = n  # what rounding lost
+    points = torch.arange(n, device=shares.device, dtype=torch.float64) + start.to(shares.device)
+    return torch.searchsorted(ends, points.clamp(max=n * (1 - 1e-12)), right=True)

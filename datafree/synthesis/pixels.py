@@ -110,7 +110,8 @@ class Descent(NamedTuple):
         lr: the highest rate.
         betas: Adam's.
         steps: how many are planned; the clock may cut them short.
-        rise: share of the steps over which the rate rises.
+        rise: share of the steps over which the rate rises; with `half` of the first part's, and over as many in the
+            second.
         half: share of the steps that are taken at half the size; Adam and rate start anew after them. 0: none.
     """
 
@@ -127,9 +128,10 @@ class Descent(NamedTuple):
         """
         begin, length = (0.0, self.half) if fraction < self.half else (self.half, 1 - self.half)
         within, step = (fraction - begin) / length, 1 / (self.steps * length)
-        if within < self.rise:
-            return self.lr * min(1.0, (within + step) / self.rise)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (within - self.rise) / (1 - self.rise)))
+        rise = self.rise * (self.half or 1.0) / length
+        if within < rise:
+            return self.lr * min(1.0, (within + step) / rise)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (within - rise) / (1 - rise)))
 
 
 def descend(

@@ -114,6 +114,11 @@ class PRE:
     }
     NEEDS_FEATURES = "activation"
 
+    @staticmethod
+    def follows_prior(config: PREConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.balance > 0
+
     def __init__(self, setting: Setting, config: PREConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
         self.store, imaging, shape = self.imaging.store, self.imaging, setting.domain.shape

@@ -92,6 +92,12 @@ class Setting:
         return random_view(images, self.rng, flip=self.domain.flip)
 
 
+def usual_batch(student_batch: int) -> int:
+    """Images a synthesis step where nobody says: 64, or the student's batch if that is smaller; in equal shares."""
+    size = world_size()
+    return max(min(64, student_batch) // size, 1) * size
+
+
 def random_view(images: Tensor, rng: torch.Generator, *, flip: bool) -> Tensor:
     """Each image of (N, C, H, W), this process's part of the global batch, in its own random crop and mirroring."""
     pad = max(1, images.shape[-1] // 8)

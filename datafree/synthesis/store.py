@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datafree.bank import Bank
-from datafree.parallel import shard, world_size
+from datafree.parallel import gather, shard, world_size
 from datafree.synthesis.setting import Batch, Setting
 
 
@@ -21,6 +21,11 @@ class Store:
         feed: "bank", "last" or "fresh".
         capacity: images the bank holds.
         eviction: "fifo" or "priority", see `Bank`.
+
+    Attributes:
+        last: this process's slice of the last batch; with "last" the whole batch, so that the state that one process
+            saves is that of all, and serves any number of them.
+        made: images made so far, by all processes.
     """
 
     def __init__(self, setting: Setting, feed: str, capacity: int, eviction: str = "fifo") -> None:
@@ -31,18 +36,21 @@ class Store:
 
     def keep(self, images: Tensor, priority: Tensor | None = None) -> None:
         """Takes this process's slice of a batch of synthesized images (N, C, H, W); none is generated twice."""
-        self.last = images.detach()
+        self.last = gather(images.detach().float()) if self.feed == "last" else images.detach()
         self.made += len(images) * world_size()
         if self.bank is not None:
             self.bank.add(self.last, priority)
 
     @torch.no_grad()
     def sample(self, n: int, fresh: Callable[[int], Tensor]) -> Batch:
-        """This process's slice of n images for the student; `fresh(n)` makes them where nothing is held."""
+        """This process's slice of n images for the student: of the last batch the first ones.
+
+        `fresh(n)` makes them where nothing, or too little, is held.
+        """
         if self.bank is not None and len(self.bank):
             return Batch(self.bank.sample(n, self.setting.rng).float().div_(255))
-        if self.feed == "last" and self.last is not None and len(self.last) == len(shard(torch.empty(n))):
-            return Batch(self.last.float())
+        if self.feed == "last" and self.last is not None and len(self.last) >= n:
+            return Batch(shard(self.last[:n]))
         self.made += n
         return Batch(fresh(n).float())
 

@@ -24,7 +24,7 @@ from datafree.domain import Domain
 from datafree.losses import Statistics
 from datafree.parallel import channel_statistics, gather
 from datafree.synthesis.pixels import Descent, descend, noise, patches_weight, pixel_space
-from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.setting import Batch, Setting, usual_batch
 from datafree.synthesis.store import Store
 from datafree.teacher import Teacher
 
@@ -65,11 +65,16 @@ class ZeroQ:
     NEEDS_STATISTICS = "bn"
     PRESETS: Mapping[str, Mapping[str, Any]] = {"official": {"pixel_steps": 500, "synthesis_batch": 32}}
 
+    @staticmethod
+    def follows_prior(config: ZeroQConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return False
+
     def __init__(self, setting: Setting, config: ZeroQConfig) -> None:
         self.setting, self.config = setting, config
         self.store = Store(setting, "bank", config.bank)
         self.space = pixel_space(setting)
-        self.batch_size = config.synthesis_batch or min(64, setting.batch_size)
+        self.batch_size = config.synthesis_batch or usual_batch(setting.batch_size)
         self.patches = patches_weight(config.patches, setting.teacher)
         self.descent = Descent(config.pixel_lr, (0.9, 0.999), config.pixel_steps, config.rise)
 

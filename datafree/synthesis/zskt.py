@@ -119,6 +119,11 @@ class ZSKT:
         },
     }
 
+    @staticmethod
+    def follows_prior(config: ZSKTConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return False
+
     def __init__(self, setting: Setting, config: ZSKTConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
         self.store = self.imaging.store

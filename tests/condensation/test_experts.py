@@ -30,15 +30,16 @@ from datafree.condensation.experts import (
 from datafree.condensation.mtt import MTT, TESLA, MTTConfig, TESLAConfig
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.condensation.unrolling import PLAIN, flat, plain_forward, quick
+from datafree.condensation.unrolling import PLAIN, Unrolled, flat, plain_forward, quick
 from datafree.config import ExpertsConfig, TrajectoryOptions
 from datafree.data.augmentation import parse_augmentation
 from datafree.data.tensors import to_float
+from datafree.data.whitening import Whitening
 from datafree.domain import Domain
 from datafree.jobs.recording import record_experts
 from datafree.models import build_model
 from datafree.teacher import Normalised
-from datafree.training import Clock
+from datafree.training import Clock, TermError
 
 DOMAIN = Domain(name="three", shape=(1, 8, 8), classes=3, mean=(0.4,), std=(0.3,), flip=False)
 RECIPE = Recipe(count=2, steps=6, every=2, lr=0.1, batch_size=20)
@@ -169,16 +170,35 @@ def test_a_stop_keeps_finished_experts(tmp_path: Path) -> None:
     assert record(make_setting(tmp_path), RECIPE).count == 2
 
 
-def test_two_processes_share_the_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_processes_share_the_experts(
+    order: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one is finished before the other looks which are missing: all go by what the first process found."""
     alone = tensors(record(make_setting(tmp_path / "alone"), RECIPE).folder)
+    told = json.dumps([0, 1])  # what the first process finds in an empty folder
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
     monkeypatch.setattr(parallel, "latest", lambda value: value)
-    for rank in (1, 0):
+    monkeypatch.setattr(parallel, "from_first", lambda text: text if parallel.rank() == 0 else told)
+    made = []
+    for rank in order:
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         folder = record(make_setting(tmp_path / "two"), dataclasses.replace(RECIPE)).folder
-        if rank == 1:
-            assert not shard(folder, 0).exists()
+        made.append(sum(shard(folder, i).exists() for i in range(2)))
+    assert made == [1, 2]
     assert all(map(torch.equal, tensors(folder), alone))
+
+
+def test_whitening_is_known_by_its_rule_and_not_by_its_bits(tmp_path: Path) -> None:
+    """Another processor's last bits give the same experts; the data, which whitening is fitted to, are hashed."""
+    setting = make_setting(tmp_path)
+    whitening = Whitening.fit(to_float(setting.real.x))
+    other = whitening._replace(matrix=torch.nextafter(whitening.matrix, torch.tensor(9.0)))
+    assert not torch.equal(other.matrix, whitening.matrix)
+    plain, here, there = (describe(make_setting(tmp_path, whitening=w)) for w in (None, whitening, other))
+    assert here == there
+    assert here != plain
+    assert {name for name in here["network"] if here["network"][name] != plain["network"][name]} == {"whitening"}
 
 
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
@@ -327,6 +347,7 @@ def test_two_processes_share_a_steps_experts(tmp_path: Path, monkeypatch: pytest
         return term.detach(), torch.autograd.grad(term, synthetic.images)[0]
 
     monkeypatch.setattr(parallel, "latest", lambda value: value)
+    monkeypatch.setattr(parallel, "from_first", lambda text: text)
     alone, parts = one(0, 1), [one(rank, 2) for rank in (0, 1)]
     torch.testing.assert_close(parts[0][0] + parts[1][0], alone[0])
     torch.testing.assert_close(parts[0][1] + parts[1][1], alone[1])
@@ -351,6 +372,47 @@ def test_a_student_led_astray_moves_the_rate_alone(tmp_path: Path) -> None:
     found = torch.autograd.grad(objective.terms(synthetic)["trajectory"], list(held.values()))
     moved = {name: bool(gradient.abs().amax() > 0) for name, gradient in zip(held, found, strict=True)}
     assert moved == {"images": False, "labels": False, "rate": True}
+
+
+def test_a_student_that_is_lost_lowers_the_rate_alone(tmp_path: Path) -> None:
+    """As any roll-out beyond measure: the gradient of the rate's logarithm is 1."""
+    objective, synthetic = start(tmp_path, DATM, DATMConfig, threshold=1.1)
+    assert synthetic.log_rate is not None
+    synthetic.log_rate.data.fill_(80.0)
+    term = objective.terms(synthetic)["trajectory"]
+    assert float(term.detach()) == pytest.approx(1.1)
+    for name, gradient in zip(
+        synthetic.parameters(), torch.autograd.grad(term, list(synthetic.parameters().values())), strict=True
+    ):
+        assert float(gradient.abs().max()) == pytest.approx(1.0 if name == "rate" else 0.0)
+        assert name != "rate" or float(gradient) > 0
+
+
+def test_a_lost_students_part_spoils_no_other(tmp_path: Path) -> None:
+    """One of two is finite in value, and not in the images' gradient."""
+    objective, _ = start(tmp_path, DATM, DATMConfig, threshold=1.1)
+    good = Unrolled(torch.tensor(0.5), torch.ones(3, 1, 8, 8), torch.ones(3, 3), torch.tensor(2.0))
+    assert objective.kept(good) is good
+    for name in good._fields:
+        bad = good._replace(**{name: getattr(good, name) * torch.nan})
+        kept = objective.kept(bad)
+        assert float(kept.value) == pytest.approx(1.1)
+        assert not bool(kept.images.any() or kept.labels.any())
+        assert float(kept.rate) == torch.inf  # bounded where all are added up
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS)
+def test_a_lost_student_is_an_error_that_says_what_to_do(
+    tmp_path: Path, method: type[MTT], config: type[TrajectoryOptions]
+) -> None:
+    """DATM's too, where it skips none."""
+    objective, synthetic = start(tmp_path, method, config, **({"threshold": 0.0} if method is DATM else {}))
+    assert synthetic.log_rate is not None
+    synthetic.log_rate.data.fill_(80.0)
+    objective.setting.clock.step = 7
+    wanted = "'trajectory' became (nan|inf) at step 7: .* again .* lower --rate or --image-lr, or fewer --inner-steps"
+    with pytest.raises(TermError, match=wanted):
+        objective.terms(synthetic)
 
 
 def test_first_labels_are_the_experts_logits_with_the_right_class_first(tmp_path: Path) -> None:

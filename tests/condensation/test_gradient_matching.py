@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from datafree import losses, parallel
 from datafree.condensation.class_gradients import class_by_class, class_gradients, settle_norms, train_step
 from datafree.condensation.dc import DC, DSA, DCConfig, DSAConfig, loops
-from datafree.condensation.idc import IDC, IDCConfig
+from datafree.condensation.idc import IDC, IDCConfig, weight
 from datafree.condensation.loop import ImageTrainer
 from datafree.condensation.networks import cut_and_mixed
 from datafree.condensation.second_order import constant_conv, first_block, norm_relu_pool
@@ -421,6 +421,28 @@ def test_distances_are_chosen_by_the_images() -> None:
     assert IDC(make_setting(domain=colour), IDCConfig()).distance == "mse"
     large = make_domain(shape=(3, 128, 128), classes=CLASSES, mean=(0.4,) * 3, std=(0.3,) * 3)
     assert IDC(make_setting(domain=large), IDCConfig()).distance == "l1"
+
+
+def test_distances_weights_stand_for_the_releases_rates() -> None:
+    """Rates for 10 images a class, over the one of squares, which is our --image-lr."""
+    assert IDC.LOOP["image_lr"] == pytest.approx(5e-3)
+    for distance, shape, classes, rate in [
+        ("mse", (3, 32, 32), 10, 5e-3),
+        ("l1", (1, 28, 28), 10, 1e-4),
+        ("l1", (3, 224, 224), 10, 3e-3),
+        ("l1", (3, 224, 224), 100, 1e-3),
+        ("l1", (3, 128, 128), 10, 3e-3 * (128 / 224) ** 2),
+        ("mse", (3, 224, 224), 10, 5e-3),
+    ]:
+        assert 5e-3 * weight(distance, shape, classes) == pytest.approx(rate, rel=1e-12)
+    # The term has that weight: the same images, said to be of another size.
+    values = []
+    for side in (8, 128):
+        domain = make_domain(shape=(1, side, side), classes=CLASSES, mean=(0.4,), std=(0.3,))
+        torch.manual_seed(1)
+        objective = IDC(make_setting(domain=domain), IDCConfig())
+        values.append(float(objective.terms(make_synthetic())["match"].detach()))
+    assert values[1] / values[0] == pytest.approx(0.6 * (128 / 224) ** 2 / 0.02)
 
 
 # IDC's training of networks

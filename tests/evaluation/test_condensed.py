@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data import Data, load_data, to_float
+from datafree.evaluation import condensed
 from datafree.evaluation.condensed import (
     class_counts,
     random_part,
@@ -19,7 +20,7 @@ from datafree.evaluation.condensed import (
     summary,
     without_augmentation,
 )
-from datafree.evaluation.protocols import DSA, PROTOCOLS, Protocol
+from datafree.evaluation.protocols import DSA, PROTOCOLS, Protocol, for_tiles
 
 QUICK = Protocol(steps=10, batch_size=64, lr=0.05, schedule="cosine", networks=2, arch="mlp")
 
@@ -94,6 +95,23 @@ def test_several_networks() -> None:
     assert result["arch"] == "convnet3"
 
 
+def test_a_sets_tiles_are_for_the_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random real images are whole: nothing of them is shuffled or enlarged."""
+    data, x, y = digits()
+    seen: list[tuple[int, float]] = []
+
+    def train(*given: object, **_: object) -> list[nn.Module]:
+        protocol = given[3]
+        assert isinstance(protocol, Protocol)
+        seen.append((protocol.patches, protocol.smallest_crop))
+        return [nn.Sequential(nn.Flatten(), nn.Linear(64, 10))]
+
+    monkeypatch.setattr(condensed, "train_networks", train)
+    score_set(x[:20], y[:20], data, "rded", networks=1, tiles=2)
+    score_set(x[:20], y[:20], data, "rded", networks=1)
+    assert seen == [(2, 0.5), (1, 1.0), (1, 1.0), (1, 1.0)]
+
+
 def test_soft_labels() -> None:
     data, x, y = digits()
     rows = torch.cat([(y == label).nonzero().flatten()[:5] for label in range(10)])
@@ -107,6 +125,9 @@ def test_without_augmentation() -> None:
     assert (plain.augmentation, plain.cutmix) == ("none", 0.0)
     assert replace(plain, augmentation="color_crop_flip_scale_rotate", cutmix=0.5) == PROTOCOLS["idc"]
     assert PROTOCOLS["vico"].augmentation == DSA
+    mosaics = without_augmentation(for_tiles(PROTOCOLS["rded"], 2))
+    assert (mosaics.patches, mosaics.smallest_crop) == (1, 1.0)
+    assert for_tiles(mosaics, 2) == mosaics
 
 
 def test_what_cannot_be_scored() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from torch import nn, optim
 
+from datafree.condensation.rded import RDED, RDEDConfig
 from datafree.data.augmentation import parse_augmentation
 from datafree.domain import make_domain
-from datafree.evaluation.protocols import PROTOCOLS, Protocol, arch_for, named_protocol
+from datafree.evaluation.protocols import PROTOCOLS, Protocol, arch_for, for_tiles, named_protocol, tiles_for
 
 
 def test_restart_as_the_release_counts_it() -> None:
@@ -59,6 +62,33 @@ def test_every_protocol_can_be_used() -> None:
         assert parse_augmentation(protocol.augmentation, mode=protocol.mode)
         if name != "rded":
             assert protocol.networks >= 5
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3])
+def test_rded_follows_the_tiles_of_the_images(tiles: int) -> None:
+    """Release: `--factor` f shuffles f strips a side and crops with scale=(1 / f, 1); f = 1 leaves images whole."""
+    protocol = for_tiles(PROTOCOLS["rded"], tiles)
+    assert protocol.patches == tiles
+    assert protocol.smallest_crop == pytest.approx(1 / tiles)
+    assert replace(protocol, patches=1, smallest_crop=1.0) == PROTOCOLS["rded"]
+
+
+def test_other_protocols_know_no_tiles() -> None:
+    others = {name: protocol for name, protocol in PROTOCOLS.items() if name != "rded"}
+    assert {name: for_tiles(protocol, 2) for name, protocol in others.items()} == others
+
+
+def test_the_tiles_where_nothing_is_said_are_those_that_rded_makes() -> None:
+    for side in (8, 32, 63, 64, 224):
+        domain = make_domain(shape=(3, side, side), classes=2)
+        made = RDED(SimpleNamespace(domain=domain), RDEDConfig())  # type: ignore[arg-type]
+        assert tiles_for(domain) == made.tiles
+
+
+def test_notes_name_what_differs_from_the_release() -> None:
+    assert "batch norm" in PROTOCOLS["rded"].note
+    for name in ("MNIST", "SVHN", "CIFAR-100"):
+        assert name in PROTOCOLS["idc"].note
 
 
 def test_what_cannot_be() -> None:

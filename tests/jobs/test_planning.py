@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def plan(folder: Path, arch: str, method: str, **options: Any) -> dict[str, Any]
     config = TrainConfig(
         teacher=str(folder / "teacher.pt"), arch=f"{file}:{arch}", data="digits", student="mlp", method=method, steps=2
     )
-    return jobs.dry_run(config, **options)
+    common = {f.name for f in fields(TrainConfig)}
+    given = {name: options.pop(name) for name in list(options) if name in common}
+    return jobs.dry_run(replace(config, **given), **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"bn": 2.0}])
@@ -138,3 +141,51 @@ def test_grey_images_are_mirrored_only_where_that_is_asked_for_and_labels_allow_
     assert not _mirrored(DOMAINS["cifar10"], False).flip
     with pytest.raises(ValueError, match="--flip: mirror images of mnist"):
         _mirrored(DOMAINS["mnist"], True)
+
+
+def test_a_presets_term_that_has_nothing_to_match_is_dropped_and_nobody_is_blamed(tmp_path: Path) -> None:
+    made = plan(tmp_path, "plain", "dfq", preset="zju")
+    assert made["method_options"]["bn"] == 0
+    assert "has nothing to match and is dropped" in made["warnings"][0]
+    with pytest.raises(ValueError, match="--bn 1: the teacher has no batch norm"):
+        plan(tmp_path, "plain", "dfq", preset="zju", bn=1.0)
+
+
+def test_a_presets_rate_comes_with_its_optimiser_or_not_at_all(tmp_path: Path) -> None:
+    names = ("optimizer", "lr", "weight_decay", "schedule", "milestones")
+
+    def settled(**options: Any) -> tuple[Any, ...]:
+        config = plan(tmp_path, "group", "dafl", **options)["config"]
+        return tuple(config[name] for name in names)
+
+    # The student has no norm layers, for which Adam is the default; DAFL's release takes SGD at 0.1 for any.
+    assert settled()[:3] == ("adam", 3e-3, 0.0)
+    assert settled(preset="official")[:4] == ("sgd", 0.1, 5e-4, "multistep")
+    assert settled(preset="official", optimizer="adam")[:2] == ("adam", 1e-3)
+    # What is given goes before the preset, even where it is the default.
+    assert settled(preset="official", schedule="cosine", milestones=(0.5, 0.75))[3:] == ("cosine", (0.5, 0.75))
+    assert settled()[3:] == ("cosine", (0.5, 0.75))
+
+
+def test_a_method_that_takes_adam_keeps_its_own_rate(tmp_path: Path) -> None:
+    config = plan(tmp_path, "group", "zskt")["config"]
+    assert (config["optimizer"], config["lr"]) == ("adam", 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("dfad", {}), ("zskt", {}), ("blackbox", {}), ("zeroq", {}), ("noise", {}), ("dfq", {"balance": 0.0})],
+)
+def test_a_prior_that_a_method_cannot_keep_is_refused(tmp_path: Path, method: str, options: dict[str, Any]) -> None:
+    prior = (1.0, *[0.0] * 9)
+    with pytest.raises(ValueError, match=r"--prior: .* makes images of no class in particular; leave it out"):
+        plan(tmp_path, "group", method, prior=prior, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("dfq", {}), ("blend", {}), ("cmi", {}), ("noise", {"distribution": "shapes"})]
+)
+def test_a_prior_is_taken_where_images_are_made_for_classes(
+    tmp_path: Path, method: str, options: dict[str, Any]
+) -> None:
+    assert plan(tmp_path, "group", method, prior=(1.0, *[0.0] * 9), **options)["config"]["prior"][0] == 1.0

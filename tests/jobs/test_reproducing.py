@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from datafree import jobs
 from datafree.jobs import reproduce
 from datafree.jobs.cell import NotHereError, run_cell, teacher_options
-from datafree.jobs.reproducing import Scheduler, choose, parse_shard
-from datafree.tables import load_table, read_results
+from datafree.jobs.reproducing import Child, Scheduler, choose, parse_shard, preview
+from datafree.jobs.standing import locked
+from datafree.runs import WriteError
+from datafree.tables import defaults, load_table, read_results
 
 TINY = """\
 title = "Tiny"
@@ -54,7 +61,7 @@ options = { arch = "lenet5_half" }
 options = { arch = "lenet5_half", lr = 0.01 }
 
 [rows.three]
-options = { arch = "nonsense" }
+options = { arch = "torchvision:nonsense" }
 
 [rows.noise]
 """
@@ -85,27 +92,138 @@ def test_a_cell_is_run_once_and_its_result_names_its_spec(tiny, tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
-def test_a_result_of_other_defaults_is_run_again_and_kept(tiny, tmp_path, monkeypatch):
-    folder = tmp_path / "out" / "tiny"
-    path = run_cell(cell_of(tiny, "a/one"), 0, folder, keep=True)
-    asked: list[int] = []
-
-    def run(_: Any, missing: list[Any]) -> list[Any]:
-        asked.append(len(missing))
-        return []
-
-    monkeypatch.setattr(Scheduler, "run", run)
-    reproduce(tiny, out=tmp_path / "out", cells=["a/one"])
+def stale(path: Path) -> None:
+    """Makes a result one of other defaults."""
     content = json.loads(path.read_text(encoding="utf-8"))
     content["defaults"]["weight_decay"] = 0.125
     path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_what_is_to_run_again_is_told_and_left_to_who_holds_the_lock(tiny, tmp_path, monkeypatch):
+    folder = tmp_path / "out" / "tiny"
+    paths = [run_cell(cell_of(tiny, name), 0, folder, keep=True) for name in ("a/one", "a/three")]
+    orders: list[tuple[int, bool]] = []
+
+    def run(self: Scheduler, missing: list[Any]) -> list[Any]:
+        orders.append((len(missing), self.order["retry"]))
+        return []
+
+    monkeypatch.setattr(Scheduler, "run", run)
+    reproduce(tiny, out=tmp_path / "out", cells=["a/one", "a/three"])
+    stale(paths[0])
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     said: list[str] = []
     reproduce(tiny, out=tmp_path / "out", cells=["a/one"], say=said.append)
-    assert asked == [0, 1]
-    assert "a/one: runs again, its result is of other defaults (weight_decay 0.125, now None)" in said[0]
-    assert [p.name for p in folder.glob("*.json")] == [f"{path.stem}-old1.json"]
-    assert not (folder / "runs" / path.stem).exists()  # else the former run would be taken for the new one
+    reproduce(tiny, out=tmp_path / "out", cells=["a/three"], retry=True, say=said.append)
+    assert orders == [(0, False), (1, False), (1, True)]
+    assert said == [
+        "a/one: runs again, its result is of other defaults (weight_decay 0.125, now None); the former one is kept",
+        "tiny: 1 cells and seeds, 0 there, 1 to run",
+        "tiny: 1 cells and seeds, 0 there, 1 to run",
+    ]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert "Superseded" in (tmp_path / "out" / "tiny.md").read_text(encoding="utf-8")
+
+
+def test_a_result_of_other_defaults_is_run_again_and_kept(tiny, tmp_path):
+    cell = cell_of(tiny, "a/one")
+    path = run_cell(cell, 0, tmp_path / "out", keep=True)
+    stale(path)
+    other = path.read_text(encoding="utf-8")
+    begun = (tmp_path / "out" / "runs" / path.stem / "run.json").stat().st_mtime_ns
+    assert run_cell(cell, 0, tmp_path / "out", keep=True) == path
+    assert path.with_name(f"{path.stem}-old1.json").read_text(encoding="utf-8") == other
+    assert json.loads(path.read_text(encoding="utf-8"))["defaults"]["weight_decay"] is None
+    assert (tmp_path / "out" / "runs" / path.stem / "run.json").stat().st_mtime_ns > begun  # not the former run
+    stale(path)
+    run_cell(cell, 0, tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").glob("*-old*.json")) == [
+        f"{path.stem}-old1.json", f"{path.stem}-old2.json",
+    ]  # fmt: skip
+
+
+def test_a_failure_is_run_again_where_that_is_asked_for(tiny, tmp_path):
+    cell = cell_of(tiny, "a/three")
+    before = run_cell(cell, 0, tmp_path / "out").stat().st_mtime_ns
+    assert run_cell(cell, 0, tmp_path / "out").stat().st_mtime_ns == before
+    assert run_cell(cell, 0, tmp_path / "out", retry=True).stat().st_mtime_ns > before
+    assert len(list((tmp_path / "out").glob("*.json"))) == 1
+
+
+def test_a_result_names_the_defaults_from_before_its_run(tiny, tmp_path, monkeypatch):
+    """Sources that are edited during a run are not what it had."""
+    pretrain = jobs.pretrain
+
+    def edited(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setitem(defaults.JOB_DEFAULTS, "pretrain", ("pretraining.py", ("LENGTH",)))
+        return pretrain(*arguments, **options)
+
+    monkeypatch.setattr(jobs, "pretrain", edited)
+    content = json.loads(run_cell(cell_of(tiny, "a/one"), 0, tmp_path / "out").read_text(encoding="utf-8"))
+    assert "LENGTH" not in content["defaults"]
+    assert "'weight_decay': 0.0005" in content["defaults"]["DEFAULTS"]
+
+
+@pytest.fixture
+def interrupted(tiny, tmp_path, monkeypatch):
+    """A cell's folder of work as Ctrl-C leaves it, and the jobs that are called from then on."""
+    train, resume = jobs.train, jobs.resume
+    called: list[str] = []
+
+    def stopped(**options: Any) -> Any:
+        (train(**options).path / "result.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell_of(tiny, "b/noise"), 0, tmp_path / "out")
+    monkeypatch.setattr(jobs, "train", lambda **options: [called.append("train"), train(**options)])
+    monkeypatch.setattr(jobs, "resume", lambda work: [called.append("resume"), resume(work)])
+    (work,) = (path for path in (tmp_path / "out" / "runs").iterdir() if path.is_dir())
+    assert (work / "checkpoint.pt").is_file()
+    return work, called
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_of_other_defaults_is_not_gone_on_with(tiny, tmp_path, interrupted, known):
+    work, called = interrupted
+    about = json.loads((work / "defaults.json").read_text(encoding="utf-8"))
+    assert about == defaults.defaults_of("train", cell_of(tiny, "b/noise").options)
+    if known:
+        (work / "defaults.json").write_text(json.dumps({**about, "momentum": 0.125}), encoding="utf-8")
+    else:  # of a version that did not say
+        (work / "defaults.json").unlink()
+    path = run_cell(cell_of(tiny, "b/noise"), 0, tmp_path / "out")
+    assert called == ["train"]
+    assert json.loads(path.read_text(encoding="utf-8"))["defaults"] == about
+
+
+def test_a_run_of_the_same_defaults_is_gone_on_with(tiny, tmp_path, interrupted):
+    _, called = interrupted
+    path = run_cell(cell_of(tiny, "b/noise"), 0, tmp_path / "out")
+    assert called == ["resume"]
+    assert json.loads(path.read_text(encoding="utf-8"))["status"] == "done"
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("place", ["datafree.runs.os.fsync", "datafree.jobs.training.render_report"])
+def test_a_full_disk_is_no_result_and_the_run_is_kept(tiny, tmp_path, monkeypatch, interrupted, place):
+    """The second: what is not written by `atomic_write`."""
+    work, called = interrupted
+    with monkeypatch.context() as during:
+        during.setattr(place, full)
+        with pytest.raises(WriteError, match="No space left"):
+            run_cell(cell_of(tiny, "b/noise"), 0, tmp_path / "out")
+    assert called == ["resume"]
+    assert (work / "checkpoint.pt").is_file()
+    assert not list((tmp_path / "out").glob("*.json"))
+    path = run_cell(cell_of(tiny, "b/noise"), 0, tmp_path / "out")
+    assert called == ["resume", "resume"]
+    assert json.loads(path.read_text(encoding="utf-8"))["status"] == "done"
+    assert not work.exists()
 
 
 def test_a_failure_is_a_result(tiny, tmp_path):
@@ -136,6 +254,143 @@ def test_what_is_not_here_is_no_failure(tiny, tmp_path):
     (tmp_path / "net.pt").write_bytes(b"another")
     with pytest.raises(ValueError, match="the table wants 00"):
         teacher_options(cell.teacher, beside=tiny, teachers=tmp_path, download=False)
+
+
+@pytest.mark.parametrize("where", ["b", "teachers.lenet.pretrain"])
+def test_missing_test_data_are_found_before_anything_is_trained(tiny, tmp_path, where):
+    """Of a distillation: the data that it names, else its teacher's."""
+    text = TINY.replace('data = "digits"\nsteps', "steps").replace("[groups.a]", '[groups.a]\noptions = { lr = 0.1 }')
+    if where == "b":
+        text = text.replace('student = "lenet5_half", batch', 'data = "mnist", student = "lenet5_half", batch')
+    else:
+        text = text.replace('pretrain = { data = "digits"', 'pretrain = { data = "mnist"')
+    tiny.write_text(text, encoding="utf-8")
+    with pytest.raises(NotHereError, match="mnist was not found in"):
+        run_cell(cell_of(tiny, "b/noise"), 0, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.json"))
+    assert not (Path.home() / ".cache" / "datafree" / "teachers").exists()
+
+
+def test_a_run_that_nothing_was_tested_in_is_a_failure(tiny, tmp_path):
+    """Data that are there, without test images: a number is missing that every page shows."""
+    images, labels = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10
+    np.savez(tmp_path / "train.npz", x_train=images, y_train=labels)
+    text = TINY.replace("batch_size = 8", f'batch_size = 8, data = "npz:{tmp_path}/train.npz"')
+    tiny.write_text(text, encoding="utf-8")
+    run_cell(cell_of(tiny, "b/noise"), 0, tmp_path / "out")
+    (result,) = read_results(tmp_path / "out")
+    assert result.status == "failed"
+    assert "nothing is evaluated" in result.content["error"]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_kill_after_the_result_left_is_cleared_away(tiny, tmp_path, keep):
+    folder = tmp_path / "out" / "tiny"
+    for name, again in (("a/one", lambda: run_cell(cell_of(tiny, "a/one"), 0, folder, keep=keep)),
+                        ("a/two", lambda: reproduce(tiny, out=tmp_path / "out", cells=["a/two"], keep=keep))):  # fmt: skip
+        path = run_cell(cell_of(tiny, name), 0, folder)
+        work = folder / "runs" / path.stem
+        work.mkdir()
+        (work / "defaults.json").write_text("{}", encoding="utf-8")
+        again()
+        assert work.exists() == keep
+
+
+def test_a_run_that_was_kept_stays(tiny, tmp_path):
+    folder = tmp_path / "out" / "tiny"
+    path = run_cell(cell_of(tiny, "a/one"), 0, folder, keep=True)
+    run_cell(cell_of(tiny, "a/one"), 0, folder)
+    reproduce(tiny, out=tmp_path / "out", cells=["a/one"])
+    assert (folder / "runs" / path.stem / "model.safetensors").is_file()
+
+
+def test_a_lock_holds_though_its_file_has_gone_meanwhile(tmp_path):
+    """Who has waited for a file that is no more and who has made a new one must not both go on."""
+    path, got = tmp_path / "a.lock", threading.Event()
+
+    def wait() -> None:
+        with locked(path):
+            got.set()
+
+    with locked(path):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.3)
+        path.unlink()
+        newer = locked(path)
+        newer.__enter__()
+    assert not got.wait(0.3)
+    newer.__exit__(None, None, None)
+    waiting.join(5)
+    assert got.is_set()
+    with locked(path), locked(path, wait=False) as held:
+        assert not held
+    with locked(path, remove=True):
+        pass
+    assert not path.exists()
+
+
+def test_two_of_one_folder_have_logs_of_their_own(tiny, tmp_path):
+    """And a log that somebody has removed is none."""
+    with open(tmp_path / "stdin", "wb") as stdin:
+        process = subprocess.Popen(["false"], stdin=subprocess.PIPE)
+        process.wait()
+        child = Child(cell_of(tiny, "a/one"), 0, process, stdin, 1, tmp_path / "none.json", tmp_path / "none.log")
+        skipped: list[tuple[str, str]] = []
+        assert Scheduler({"retry": False}, tmp_path, 1, print).outcome(child, skipped) == "not run: its process ended with 1"
+    assert skipped == [("a/one, seed 0", "its process ended with 1")]
+
+
+ORDER = {"budget": None, "teachers": None, "download": False, "keep": False, "retry": False, "threads": 1, "seed": 0}
+
+
+def begin(table: Path, cell: str, out: Path, **more: Any) -> subprocess.Popen[bytes]:
+    """A cell's process, whose stdin stays open as that of a living parent does."""
+    command = [sys.executable, "-m", "datafree.jobs.cell"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({**ORDER, "table": str(table), "cell": cell, "out": str(out)}).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    """Status and words."""
+    assert process.stderr is not None
+    with process, process.stderr:
+        return process.wait(60), process.stderr.read().decode()
+
+
+def test_the_process_of_a_cell_says_by_its_status_how_it_ended(tiny, tmp_path):
+    run_cell(cell_of(tiny, "a/one"), 0, tmp_path / "out")
+    there, elsewhere = begin(tiny, "a/one", tmp_path / "out"), begin(tiny, "c/noise", tmp_path / "out")
+    with locked(tmp_path / "out" / "runs" / f"{Path(cell_of(tiny, 'a/two').file_name(0)).stem}.lock"):
+        waiting = begin(tiny, "a/two", tmp_path / "out")
+        assert ended(there) == (0, "")
+        time.sleep(1)
+        waiting.send_signal(signal.SIGINT)
+        assert ended(waiting) == (130, "")
+    said = "its teacher net.pt is not here: name the folder that holds it by --teachers\n"
+    assert ended(elsewhere) == (2, said)
+
+
+def test_a_disk_that_takes_no_more_is_told_by_the_status_too(tiny, tmp_path):
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    status, said = ended(begin(tiny, "a/one", tmp_path / "out", preexec_fn=small))
+    assert status == 2
+    assert "cannot write" in said
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_why_a_cell_was_not_run_is_told(tiny, tmp_path):
+    said: list[str] = []
+    done = reproduce(tiny, out=tmp_path / "out", cells=["c/noise"], say=said.append)
+    reason = "its teacher net.pt is not here: name the folder that holds it by --teachers"
+    assert done.skipped == (("c/noise, seed 0", reason),)
+    assert said[-1] == f"[1/1] c/noise, seed 0: not run: {reason}"
+    assert not list((tmp_path / "out" / "tiny" / "runs").iterdir())
 
 
 def test_an_architecture_in_a_file_is_looked_for_beside_the_table(tmp_path):
@@ -177,7 +432,8 @@ def test_shards_side_by_side_make_the_same_results_as_one(tiny, tmp_path):
     assert (again.run, again.found) == (0, 8)
     assert figures(tmp_path / "whole" / "tiny") == figures(tmp_path / "parts" / "tiny")
     skipped = reproduce(tiny, out=tmp_path / "whole").skipped
-    assert [name for name, _ in skipped] == ["c/noise, seed 0"]
+    reason = "its teacher net.pt is not here: name the folder that holds it by --teachers"
+    assert skipped == (("c/noise, seed 0", reason),)
     assert "| one | 3 steps | **" in whole.page.read_text(encoding="utf-8")
     assert "failed: " in whole.page.read_text(encoding="utf-8")
 
@@ -193,6 +449,18 @@ def figures(folder: Path) -> dict[str, Any]:
     return {
         r.path.name: (r.status, plain(r.content["result"]), plain(r.content["scores"])) for r in read_results(folder)
     }
+
+
+@pytest.mark.slow
+def test_two_at_a_time_in_one_folder_wait_for_one_another(tiny, tmp_path):
+    command = [sys.executable, "-m", "datafree", "reproduce", str(tiny), "--cell", "a/*", "--out", str(tmp_path / "out")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    answers = [process.communicate(timeout=200) for process in both]
+    assert [words for _, words in answers] == [b"", b""]
+    assert [process.returncode for process in both] == [1, 1]  # a/three fails
+    results = read_results(tmp_path / "out" / "tiny")
+    assert sorted(result.status for result in results) == ["done", "done", "failed"]
+    assert not list((tmp_path / "out" / "tiny" / "runs").iterdir())
 
 
 @pytest.mark.slow

@@ -143,6 +143,20 @@ def test_without_batch_norm_they_are_its_last_features() -> None:
     assert set(terms) == {"onehot", "adv", "contrast"}
 
 
+def test_a_teacher_that_shows_nothing_is_told_to_do_without() -> None:
+    class Own(nn.Module):
+        """No norm, and no linear layer or convolution that could be watched."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)) @ torch.ones(3, 4)
+
+    at = setting()
+    at.teacher = Teacher(Own(), DOMAIN.mean, DOMAIN.std)
+    with pytest.raises(ValueError, match=r"^--contrast needs .*: give --contrast 0$"):
+        CMI(at, CMIConfig(bn=0.0, **SMALL))
+    CMI(at, CMIConfig(bn=0.0, contrast=0.0, **SMALL))
+
+
 def test_pairs_are_held_up_to_a_number_and_the_oldest_go() -> None:
     method = CMI(setting(), CMIConfig(contrast_bank=14, negatives=4, **SMALL))
     sizes, states = [], []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from datafree import losses
 from datafree.synthesis.cudfkd import CuDFKD, CuDFKDConfig
 from datafree.synthesis.dfq import DFQ, DFQConfig
 from datafree.synthesis.setting import Setting
@@ -38,6 +39,21 @@ def test_the_weight_is_that_of_the_disagreement(toy: Toy) -> None:
         found.append(CuDFKD(at, config).update()["adv"])
     assert found[0] > 0 > found[1]
     assert found[1] / found[0] == pytest.approx(0.5 / -0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("easy", [-0.5, 0.5])
+def test_agreement_is_sought_where_there_is_none(toy: Toy, easy: float) -> None:
+    """The mask leaves images alone that are fought over; below 0 those are the ones to be brought back."""
+    at = toy()
+    images = CuDFKD(at, CuDFKDConfig(**SMALL)).imaging.images().detach()
+    student, teacher = at.student.eval()(images), at.teacher(images)
+    alike = student.argmax(1) == teacher.argmax(1)
+    assert alike.any()
+    assert not alike.all()
+    divergence = losses.kl_per_sample(student, teacher)
+    counted = divergence if easy < 0 else divergence * alike
+    found = CuDFKD(toy(), CuDFKDConfig(**SMALL, easy=easy)).update()
+    assert found["adv"] == pytest.approx(-easy * counted.mean().item(), rel=1e-5)
 
 
 def test_an_end_before_the_beginning_is_refused() -> None:
@@ -81,9 +97,11 @@ def test_the_queue_holds_the_newest(toy: Toy) -> None:
     torch.testing.assert_close(before.norm(dim=1), torch.ones(20))
 
 
-def test_without_ramp_and_contrast_it_is_dfq(toy: Toy) -> None:
+@pytest.mark.parametrize("warming", [False, True])
+def test_without_ramp_and_contrast_it_is_dfq(toy: Toy, warming: bool) -> None:
     ours = CuDFKD(toy(), CuDFKDConfig(**SMALL, easy=1.0, adv=1.0, contrast=0.0))
     dfq = DFQ(toy(), DFQConfig(**SMALL))
+    ours.setting.pace.warming = dfq.setting.pace.warming = warming
     for _ in range(3):
         assert ours.update() == pytest.approx(dfq.update(), rel=1e-6)
         torch.testing.assert_close(ours.sample(8).images, dfq.sample(8).images)

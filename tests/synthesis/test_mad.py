@@ -91,8 +91,10 @@ def test_last_hands_over_the_last_of_both(toy: Toy) -> None:
     assert method.made == 32
 
 
-def test_without_a_share_for_the_copy_it_is_dfq(toy: Toy) -> None:
+@pytest.mark.parametrize("warming", [False, True])
+def test_without_a_share_for_the_copy_it_is_dfq(toy: Toy, warming: bool) -> None:
     mad, dfq = MAD(toy(), MADConfig(**SMALL, copy_share=0.0)), DFQ(toy(), DFQConfig(**SMALL))
+    mad.setting.pace.warming = dfq.setting.pace.warming = warming
     for _ in range(2):
         assert mad.update() == pytest.approx(dfq.update(), rel=1e-6)
         torch.testing.assert_close(mad.sample(8).images, dfq.sample(8).images)

@@ -22,14 +22,29 @@ from datafree.teacher import Normalised, Teacher
 COLOUR = Domain(name="colour", shape=(3, 16, 16), classes=5, mean=(0.5,) * 3, std=(0.25,) * 3, flip=True)
 GREY = Domain(name="grey", shape=(1, 8, 8), classes=3, mean=(0.3,), std=(0.3,), flip=False)
 DOMAINS = {"colour": COLOUR, "grey": GREY}
-ONE_STEP = {
+TERMS = {
+    "noise": set[str](),
     "dafl": {"onehot", "balance", "activation"},
     "dfad": {"adv"},
     "dfq": {"onehot", "balance", "bn", "adv"},
+    "blend": {"onehot", "bn", "adv"},
+    "cmi": {"onehot", "bn", "adv", "contrast"},
+    "fast": {"onehot", "bn", "adv"},
+    "spaceshipnet": {"onehot", "bn"},
+    "deepinversion": {"onehot", "bn", "adv", "tv_l2"},
+    "zeroq": {"input", "bn"},
+    "nayer": {"onehot", "bn", "adv"},
+    "pre": {"onehot", "balance", "activation", "adv", "memory_pixels", "memory_logits", "memory_codes"},
+    "blackbox": {"adv"},
     "zskt": {"adv"},
+    "mad": {"onehot", "balance", "bn", "adv"},
     "cudfkd": {"onehot", "balance", "bn", "adv", "contrast"},
     "ssd": {"onehot", "balance", "bn", "adv"},
 }
+# Their disagreement waits for the student; the others either have no warm-up or no student in their terms.
+WAITING = ("dfq", "blend", "cmi", "fast", "deepinversion", "nayer", "mad", "cudfkd", "ssd")
+# A round keeps one batch for each of its generator steps.
+ONE_STEP = ("dafl", "dfad", "dfq", "zskt", "cudfkd", "ssd")
 # What makes every method small and short; each takes what its configuration knows.
 NARROW = {"latent": 8, "generator_width": 4, "bank": 20, "synthesis_batch": None}
 
@@ -127,7 +142,24 @@ def test_samples_are_images(name: str, domain: str, feed: str) -> None:
 def test_terms_are_finite_numbers(name: str) -> None:
     terms = build(name, setting()).update()
     assert all(type(value) is float and value == value for value in terms.values())
-    assert set(terms) == ONE_STEP.get(name, set(terms))
+    assert set(terms) == TERMS[name]
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_before_the_student_begins_nothing_is_fought_over(name: str) -> None:
+    at = setting()
+    at.pace.warming = True
+    student = snapshot(at.student)
+    terms = build(name, at, student_mode="train").update()
+    assert set(terms) == TERMS[name] - ({"adv"} if name in WAITING else set())
+    if name in WAITING:
+        assert same(student, snapshot(at.student)), "the student was asked"
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_with_a_warm_up_and_a_student_in_its_terms_waits(name: str) -> None:
+    warms = "warmup" in {f.name for f in fields_of(load_method(name).Config)}
+    assert (warms and "adv" in TERMS[name]) == (name in WAITING)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -152,7 +184,7 @@ def test_an_update_leaves_teacher_and_student_as_they_were(name: str, mode: str)
     assert not moved & dict(at.student.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("name", list(ONE_STEP))
+@pytest.mark.parametrize("name", ONE_STEP)
 def test_an_update_moves_every_weight_of_the_generator(name: str) -> None:
     method = build(name, setting())
     before = snapshot(method.imaging.generator)
@@ -214,7 +246,7 @@ def test_same_seed_same_images(name: str) -> None:
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("name", list(ONE_STEP))
+@pytest.mark.parametrize("name", ONE_STEP)
 def test_images_made_are_counted_and_kept(name: str) -> None:
     method = build(name, setting(), feed="bank", bank=20, generator_steps=1, synthesis_batch=6)
     for _ in range(2):
@@ -229,7 +261,7 @@ def test_images_made_are_counted_and_kept(name: str) -> None:
     assert fresh.imaging.store.bank is None
 
 
-@pytest.mark.parametrize("name", list(ONE_STEP))
+@pytest.mark.parametrize("name", ONE_STEP)
 def test_bank_images_are_those_of_the_generator(name: str) -> None:
     method = build(name, setting(), feed="bank", bank=8, generator_steps=1)
     method.update()
@@ -299,6 +331,31 @@ def test_dfqs_average_is_updated_once_a_round_from_its_last_batch() -> None:
     seen = at.teacher.look(method.imaging.store.last, statistics=True).statistics
     for layer, (mean, _), (old, _) in zip(seen, method.remembered.average, before, strict=True):
         torch.testing.assert_close(mean, 0.8 * old + 0.2 * layer.mean, rtol=1e-4, atol=1e-5)
+
+
+def test_a_round_has_no_more_steps_than_its_pace_allows() -> None:
+    """Of a run of 4 student steps; the terms are means over the steps that were taken."""
+    long, short = (build("dfq", setting(), generator_steps=steps, batch_size=8) for steps in (50, 4))
+    assert long.update() == short.update()
+    assert long.made == 4 * 8
+
+
+@pytest.mark.parametrize(("fraction", "rate"), [(0.0, 0.02), (0.19, 0.02), (0.2, 2e-3), (0.5, 2e-4), (1.0, 2e-4)])
+def test_dfads_generator_has_milestones(fraction: float, rate: float) -> None:
+    at = setting()
+    method = build("dfad", at, generator_lr=0.02, generator_milestones=(0.2, 0.5))
+    at.pace.fraction = fraction
+    before = {name: p.detach().clone() for name, p in method.imaging.generator.named_parameters()}
+    method.update()
+    assert method.imaging.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    # Adam's first step is its rate long.
+    moved = max((p - before[n]).abs().max().item() for n, p in method.imaging.generator.named_parameters())
+    assert moved == pytest.approx(rate, rel=1e-2)
+
+
+def test_dfads_milestones_are_shares_of_the_run() -> None:
+    with pytest.raises(ValueError, match=r"--generator-milestones is .*: give shares of the run between 0 and 1"):
+        build("dfad", setting(), generator_milestones=(100.0, 200.0))
 
 
 @pytest.mark.parametrize(("weight", "term"), [("adv", "adv"), ("bn", "bn")])

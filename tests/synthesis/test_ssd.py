@@ -19,9 +19,11 @@ Toy = Callable[..., Setting]
 SMALL: dict[str, Any] = {"latent": 6, "generator_width": 4, "bank": 64, "generator_steps": 2}
 
 
-def test_without_priorities_and_counts_it_is_dfq(toy: Toy) -> None:
+@pytest.mark.parametrize("warming", [False, True])
+def test_without_priorities_and_counts_it_is_dfq(toy: Toy, warming: bool) -> None:
     config = SSDConfig(**SMALL, priority=0.0, diversity=0.0, eviction="fifo")
     ours, dfq = SSD(toy(), config), DFQ(toy(), DFQConfig(**SMALL))
+    ours.setting.pace.warming = dfq.setting.pace.warming = warming
     for _ in range(6):  # 96 images for 64 places
         assert ours.update() == pytest.approx(dfq.update(), rel=1e-6)
         batch = ours.sample(8)
@@ -81,7 +83,7 @@ def test_at_the_end_the_loss_is_that_of_the_whole_bank(toy: Toy) -> None:
 
 def test_priorities_follow_the_student(toy: Toy) -> None:
     at = toy()
-    method = SSD(at, SSDConfig(**SMALL))
+    method = SSD(at, SSDConfig(**SMALL, warmup=0.0))
     source = Alternation(method, at, criterion="kl", temperature=4.0, augmented=False)
     source.advance(Clock(steps=50))
     bank = method.store.bank
@@ -103,7 +105,7 @@ def test_priorities_follow_the_student(toy: Toy) -> None:
 
 def test_the_students_loss_is_weighted(toy: Toy) -> None:
     at = toy()
-    method = SSD(at, SSDConfig(**SMALL))
+    method = SSD(at, SSDConfig(**SMALL, warmup=0.0))
     source = Alternation(method, at, criterion="kl", temperature=4.0, augmented=False)
     source.advance(Clock(steps=50))
     state = at.rng.get_state()

@@ -26,6 +26,7 @@ READ: dict[str, tuple[float, float | None, str]] = {
     "data-free-cifar100-gpu wrn40_2-wrn16_2/cmi": (68.75, None, "Fast-Datafree"),
     "data-free-cifar100-gpu vgg11-resnet18/zskt": (54.31, None, "Fast-Datafree"),
     "data-free-cifar100-gpu resnet34-resnet18/spaceshipnet": (77.15, 0.21, "SpaceshipNet"),
+    "data-free-cifar100-gpu resnet34-resnet18/pre": (77.04, None, "CuDFKD"),
     "data-free-imagenet-gpu resnet50-resnet18/fast": (53.45, None, "Fast-Datafree"),
     "condensation-mnist-gpu ipc-1/dc": (91.7, 0.5, "VICO"),
     "condensation-fashion-mnist-gpu ipc-50/dsa": (88.7, 0.2, "VICO"),

@@ -1,0 +1,90 @@
+"""`datafree evaluate` of sets: options that a set has no use for are refused, the others arrive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datafree.data.condensed import CondensedSet, to_bytes
+from datafree.domain import DOMAINS
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture
+def a_set(cli: Cli) -> str:
+    """A folder with one image of each digit that has a learned rate."""
+    condensed = CondensedSet(
+        images=torch.rand(10, 1, 8, 8), labels=torch.arange(10), domain=DOMAINS["digits"], learning_rate=0.03,
+        info={"method": "mtt", "data": "digits", "validation": False},
+    )  # fmt: skip
+    Path("set").mkdir()
+    Path("set/condensed.safetensors").write_bytes(to_bytes(condensed))
+    return "set"
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """The rates that networks were to be trained at in the protocol's place; they stay as they are made."""
+    seen: list[float | None] = []
+
+    def train_networks(make: Any, *_: Any, count: int, lr: float | None, **__: Any) -> list[Any]:
+        seen.append(lr)
+        return [make().eval() for _ in range(count)]
+
+    monkeypatch.setattr("datafree.evaluation.condensed.train_networks", train_networks)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--mean", ".1"), "--mean"),
+        (("--std", ".5", "--space", "normalised"), "--space, --std"),
+        (("--space", "pixel"), "--space"),
+    ],
+)
+def test_a_set_says_its_own_normalisation(
+    cli: Cli, a_set: str, flags: tuple[str, ...], named: str, rates: list[float | None]
+) -> None:
+    answer = cli("evaluate", a_set, "--seeds", 1, "--arch", "mlp", *flags)
+    assert answer.status == 2
+    assert answer.out == ""
+    assert answer.err.startswith(f"error: set says its own normalisation, and {named} is for --images: ")
+    assert len(answer.err.splitlines()) == 1
+    assert not rates
+
+
+def test_space_is_for_sets(cli: Cli) -> None:
+    answer = cli("evaluate", "run", "--space", "pixel")
+    assert answer.status == 2
+    assert "run is no condensed set, and --space is for sets: leave it out" in answer.err
+
+
+@pytest.mark.parametrize(("flags", "rate"), [((), 0.03), (("--set-lr", 0.05), 0.05)])
+def test_the_rate_of_the_set_can_be_replaced(
+    cli: Cli, a_set: str, flags: tuple[object, ...], rate: float, rates: list[float | None]
+) -> None:
+    answer = cli("evaluate", a_set, "--seeds", 1, "--arch", "mlp", "--validation", "--json", *flags)
+    assert answer.status == 0, answer
+    scores = json.loads(answer.out)
+    assert (scores["lr"], scores["left_out"], scores["split"]) == (rate, False, "validation")
+    assert rates == [rate, None]
+    assert answer.err.startswith("warning: this set was condensed from all training images")
+
+
+def test_a_foreign_set_has_the_rate_that_is_given(cli: Cli, rates: list[float | None]) -> None:
+    torch.save(torch.rand(10, 1, 8, 8), "images.pt")
+    torch.save(torch.arange(10), "labels.pt")
+    files = ("evaluate", "--images", "images.pt", "--labels", "labels.pt", "--data", "digits", "--seeds", 1, "--json")
+    scores = json.loads(cli(*files, "--arch", "mlp", "--set-lr", 0.04).out)
+    assert scores["lr"] == 0.04
+    assert rates == [0.04, None]
+    refused = cli(*files, "--arch", "mlp", "--set-lr", 0.04, "--protocol", "rded")
+    assert refused.status == 2
+    assert refused.err.startswith("error: --set-lr is a rate of SGD")

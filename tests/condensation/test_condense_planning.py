@@ -1,0 +1,214 @@
+"""What a person asks of `condense`: which options a method reads, what is refused, and plans of plans."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from datafree.condensation import METHODS, load_method
+from datafree.condensation.initial import initial_images
+from datafree.condensation.setting import Setting
+from datafree.condensation.synthetic import Synthetic
+from datafree.config import CondenseConfig, fields_of, replace
+from datafree.jobs.condense_planning import (
+    LOOP_READS,
+    SELECTION_READS,
+    check_read,
+    condense_plan,
+    from_manifest,
+    make_setting,
+    manifest,
+    run_clock,
+)
+from datafree.jobs.condensing import dry_run_condense
+from datafree.tables import find_tables, load_table
+
+OBJECTIVES = [name for name in METHODS if hasattr(load_method(name), "terms")]
+SELECTIONS = [name for name in METHODS if name not in OBJECTIVES]
+TINY: dict[str, Any] = {"data": "digits", "ipc": 2, "arch": "convnet3", "threads": 1}
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("factor", [None, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_plan_of_a_plan_is_that_plan(name: str, factor: int | None) -> None:
+    """So that a run resumes and its run.json reruns it."""
+    asked: dict[str, Any] = {} if factor is None else {"factor": factor}
+    first = condense_plan(CondenseConfig(method=name, **asked, **TINY), {}, CPU, None)
+    config, own = from_manifest(json.loads(json.dumps(manifest(first))))
+    again = condense_plan(config, own, CPU, None)
+    assert again.config == first.config
+    assert again.method_config == first.method_config
+    assert again.counts == first.counts
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_without_multi_formation_a_set_starts_from_whole_images(name: str) -> None:
+    plan = dry_run_condense(method=name, factor=1, **TINY)
+    assert plan["config"]["init"] == "real"
+
+
+# What a method looks at of its setting, where it takes a step or makes its set.
+
+
+class Watched(Setting):
+    """Notes which of the loop's options are read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in WATCHED:
+            seen(self).add(name)
+        return super().__getattribute__(name)
+
+
+# Whitening and the mode are part of networks and of the augmentation; learned labels have a test of their own.
+WATCHED = {"augmentation", "nets", "net_pool", "net_steps"}
+# The smallest experts, that the set's two steps need.
+EXPERTS = {"experts": 1, "expert_epochs": 1, "expert_images": 64, "expert_batch": 16, "expert_every": 1, "max_start": 1}
+
+
+def seen(setting: Setting) -> set[str]:
+    found: set[str] = vars(setting).setdefault("seen", set())
+    return found
+
+
+def started(name: str, **options: Any) -> tuple[Watched, Any, Synthetic]:
+    """The method by its name on digits, an image a class, with labels that would be learned if a term said how."""
+    own = EXPERTS if name in ("mtt", "tesla", "datm") else {}
+    asked = {**TINY, "ipc": 1, "factor": 1, "steps": 2, **options}
+    plan = condense_plan(CondenseConfig(method=name, **asked), own, CPU, None)
+    plain = make_setting(plan, run_clock(plan.config), lambda _: None, lambda: False)
+    setting = Watched(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(Setting)})
+    objective = plan.method(setting, plan.method_config)
+    images, labels = initial_images(setting, plan.counts, "real", 1)
+    rate = getattr(plan.method_config, "rate", None)
+    logits = torch.randn(len(labels), 10)
+    synthetic = Synthetic(images, labels, label_logits=logits, learn_labels=True, learning_rate=rate)
+    return setting, objective, synthetic
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_read_what_they_say_and_nothing_else(name: str) -> None:
+    """A pool's size and age are read where networks are trained."""
+    reads = load_method(name).READS
+    setting, objective, synthetic = started(name, **({"nets": "trained"} if "nets" in reads else {}))
+    seen(setting).clear()  # making experts copies the setting
+    if name in SELECTIONS:
+        objective.build([1] * 10)
+    else:
+        for _ in range(2):
+            objective.terms(synthetic)
+            objective.advance(synthetic)
+    assert seen(setting) == set(reads) & WATCHED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_labels_have_gradients_where_methods_read_their_rate(name: str) -> None:
+    _, objective, synthetic = started(name)
+    assert synthetic.label_logits is not None
+    if name == "datm":
+        objective.config = dataclasses.replace(objective.config, threshold=0.0)
+    total = torch.stack(list(objective.terms(synthetic).values())).sum()
+    (gradient,) = torch.autograd.grad(total, synthetic.label_logits, allow_unused=True)
+    assert (gradient is not None and bool(gradient.any())) == ("label_lr" in load_method(name).READS)
+
+
+def test_what_is_read_are_options_and_each_is_read_by_some() -> None:
+    known = {field.name for field in fields_of(CondenseConfig)}
+    read = {*LOOP_READS, *SELECTION_READS}
+    for name in METHODS:
+        assert set(load_method(name).READS) <= known, name
+        assert not set(load_method(name).READS) & read, f"{name} says what the loop reads"
+    read |= {option for name in METHODS for option in load_method(name).READS}
+    loop = {name for name in LOOP if name in known}
+    assert read == loop
+
+
+LOOP: Mapping[str, Any] = {
+    "init": "noise",
+    "factor": 3,
+    "augmentation": "flip",
+    "augmentation_mode": "idc",
+    "labels": "soft",
+    "label_lr": 0.5,
+    "nets": "trained",
+    "net_pool": 3,
+    "net_steps": 7,
+    "zca": True,
+    "optimizer": "adam",
+    "image_lr": 0.123,
+    "image_momentum": 0.321,
+    "schedule": "cosine",
+    "image_ema": 0.5,
+    "clip": "save",
+}
+IGNORED: dict[str, tuple[str, ...]] = {
+    "dc": ("nets", "net_pool", "net_steps", "label_lr"),
+    "dsa": ("nets", "net_pool", "net_steps", "label_lr"),
+    "idc": ("label_lr",),
+    "dm": ("label_lr",),
+    "datadam": ("label_lr",),
+    "ncfm": ("label_lr",),
+    "cafe": ("nets", "net_pool", "net_steps", "label_lr"),
+    "mtt": ("nets", "net_pool", "net_steps"),
+    "tesla": ("nets", "net_pool", "net_steps"),
+    "datm": ("nets", "net_pool", "net_steps"),
+    "frepo": ("nets", "augmentation", "augmentation_mode"),
+    "sre2l": ("nets", "net_pool", "net_steps", "zca", "label_lr"),
+    **{name: tuple(option for option in LOOP if option not in ("labels", "clip")) for name in SELECTIONS},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_option_that_a_method_does_not_read_is_refused(name: str) -> None:
+    method = load_method(name)
+    for option, value in LOOP.items():
+        if value == method.LOOP.get(option):  # given or not, it is what the method takes
+            value = {"optimizer": "sgd", "schedule": "constant", "labels": "hard", "nets": "reused"}[option]
+        config = CondenseConfig(**{"method": name, option: value})
+        if option in IGNORED[name]:
+            with pytest.raises(ValueError, match=rf"^{name} does not read --{option.replace('_', '-')}: leave it out"):
+                check_read(config, method)
+        else:
+            check_read(config, method)
+
+
+def test_several_are_named_together_and_before_the_data_are_looked_for() -> None:
+    with pytest.raises(ValueError, match=r"^random does not read --init, --factor, --image-ema: leave them out$"):
+        dry_run_condense(method="random", data="npz:nowhere", factor=2, init="noise", image_ema=0.9)
+    # What a method takes in any case may be said.
+    dry_run_condense(method="random", factor=1, init="real", augmentation="none", **TINY)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_labels_are_learned_where_a_term_depends_on_them(name: str) -> None:
+    config = CondenseConfig(method=name, labels="learned")
+    if name in ("mtt", "tesla", "datm", "frepo"):
+        check_read(config, load_method(name))
+    else:
+        with pytest.raises(ValueError, match=f"--labels learned: no term of {name} depends on labels: .* soft or hard"):
+            check_read(config, load_method(name))
+
+
+def test_no_cell_of_a_table_is_refused() -> None:
+    common, checked = {field.name for field in dataclasses.fields(CondenseConfig)}, 0
+    for table in find_tables():
+        for cell in load_table(table).cells:
+            if cell.job == "condense":
+                options = {k: v for k, v in cell.options.items() if k in common}
+                config = replace(CondenseConfig(), options)
+                check_read(config, load_method(config.method))
+                checked += 1
+    assert checked > 100
+
+
+@pytest.mark.parametrize("name", ["frepo", "idc"])
+def test_whole_images_are_no_start_for_several_in_one(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^--init real .* --factor 2 .*give --init mosaic"):
+        dry_run_condense(method=name, init="real", factor=2, **TINY)

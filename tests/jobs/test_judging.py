@@ -1,0 +1,152 @@
+"""`evaluate_set`: which rate, which tiles, which figures are kept, and whether held-out images were held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from datafree.data import load_data, to_float
+from datafree.data.condensed import CondensedSet
+from datafree.data.whitening import Whitening
+from datafree.domain import DOMAINS
+from datafree.evaluation import condensed as scoring
+from datafree.evaluation.protocols import PROTOCOLS, Protocol
+from datafree.jobs.judging import evaluate_set, foreign_set
+
+QUICK = Protocol(steps=1, networks=1, arch="mlp", lr=0.02)
+ADAM = Protocol(steps=1, networks=1, arch="mlp", lr=0.001, optimizer="adamw")
+
+
+class Trained(NamedTuple):
+    images: int
+    protocol: Protocol
+    lr: float | None
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Trained]:
+    """What networks were to be trained on; they stay as they are made."""
+    seen: list[Trained] = []
+
+    def train_networks(make: Any, images: Any, labels: Any, protocol: Protocol, *_: Any, **options: Any) -> Any:
+        seen.append(Trained(len(images), protocol, options["lr"]))
+        return [make().eval() for _ in range(options["count"])]
+
+    monkeypatch.setattr(scoring, "train_networks", train_networks)
+    return seen
+
+
+def a_set(**changes: Any) -> CondensedSet:
+    """One image of each digit."""
+    values: dict[str, Any] = {"info": {"method": "dm", "data": "digits", "validation": False}}
+    images, labels = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(10)
+    return CondensedSet(images=images, labels=labels, domain=DOMAINS["digits"], **{**values, **changes})
+
+
+def whitened() -> CondensedSet:
+    data = load_data("digits")
+    assert data.x_train is not None
+    return a_set(whitening=Whitening.fit(to_float(data.x_train)))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "own", "given", "used"),
+    [
+        (QUICK, None, None, 0.02),
+        (QUICK, 0.3, None, 0.3),
+        (QUICK, 0.3, 0.4, 0.4),
+        (QUICK, None, 0.4, 0.4),
+        (ADAM, None, None, 0.001),
+        (ADAM, 0.3, None, 0.001),  # a rate of SGD says nothing to AdamW
+    ],
+)
+def test_whose_rate_networks_are_trained_at(
+    protocol: Protocol, own: float | None, given: float | None, used: float, trained: list[Trained]
+) -> None:
+    result = evaluate_set(a_set(learning_rate=own), protocol=protocol, lr=given)
+    on_set, on_real = trained
+    assert (protocol.lr if on_set.lr is None else on_set.lr) == used
+    assert result["lr"] == used
+    assert on_real.lr is None  # random real images: the protocol's own
+
+
+@pytest.mark.parametrize(("protocol", "lr", "text"), [("rded", 0.1, "rate of SGD"), ("default", 0.0, "above 0")])
+def test_a_rate_that_cannot_be_used_is_refused(protocol: str, lr: float, text: str, trained: list[Trained]) -> None:
+    with pytest.raises(ValueError, match=f"--set-lr.*{text}"):
+        evaluate_set(a_set(), protocol=protocol, lr=lr)
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "patches", "crop"),
+    [
+        ("rded", {"tiles": 2}, 2, 1 / 2),
+        ("rded", {"tiles": 3}, 3, 1 / 3),
+        ("rded", {"tiles": None}, 1, 1.0),  # one below 64 px
+        ("dm", {}, 1, 1.0),
+    ],
+)
+def test_rdeds_protocol_goes_by_the_sets_tiles(
+    method: str, options: dict[str, Any], patches: int, crop: float, trained: list[Trained]
+) -> None:
+    condensed = a_set(info={"method": method, "data": "digits", "options": options})
+    evaluate_set(condensed, protocol="rded", networks=1)
+    on_set, on_real = (each.protocol for each in trained)
+    assert on_set.patches == patches
+    assert on_set.smallest_crop == pytest.approx(crop)
+    assert on_real == PROTOCOLS["rded"]
+
+
+def whole(condensed: CondensedSet, arch: str, compute: bool) -> Any:
+    return evaluate_set(condensed, protocol=QUICK, archs=[arch], whole=compute)["whole_accuracy"]
+
+
+def test_the_accuracy_on_all_images_is_kept_by_what_networks_see(trained: list[Trained]) -> None:
+    made = whole(a_set(), "mlp", True)
+    assert whole(a_set(), "mlp", False) == made
+    assert whole(whitened(), "mlp", False) is None
+    assert whole(whitened(), "mlp", True) is not None
+    assert sum(each.images > 1000 for each in trained) == 2
+
+
+def test_a_file_of_ones_own_is_not_known_by_its_path(tmp_path: Path, trained: list[Trained]) -> None:
+    """It may hold another network by the next time."""
+    file = tmp_path / "mine.py"
+    file.write_text("from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
+    assert whole(a_set(), f"{file}:make", True) is not None
+    file.write_text(file.read_text().replace("Linear(64", "LayerNorm(64), nn.Linear(64"))
+    assert whole(a_set(), f"{file}:make", False) is None
+    assert whole(a_set(), f"{file}:make", True) is not None
+    assert sum(each.images > 1000 for each in trained) == 2
+
+
+@pytest.mark.parametrize(
+    ("info", "validation", "left_out", "text"),
+    [
+        ({"validation": True}, True, True, None),
+        ({"validation": False}, True, False, "condensed from all training images"),
+        ({}, True, None, "not known whether"),
+        ({"validation": False}, False, None, None),
+    ],
+)
+def test_whether_the_set_was_made_without_the_images_it_is_tested_on(
+    info: dict[str, Any], validation: bool, left_out: bool | None, text: str | None, trained: list[Trained]
+) -> None:
+    said: list[str] = []
+    condensed = a_set(info={"method": "dm", "data": "digits", **info})
+    result = evaluate_set(condensed, protocol=QUICK, validation=validation, say=said.append)
+    assert result["left_out"] is left_out
+    assert [line for line in said if line.startswith("warning: ")] == said
+    assert len(said) == (text is not None)
+    assert text is None or text in said[0]
+
+
+def test_nothing_is_known_of_a_foreign_set(trained: list[Trained]) -> None:
+    said: list[str] = []
+    condensed = foreign_set(torch.rand(10, 1, 8, 8), torch.arange(10), domain=DOMAINS["digits"])
+    result = evaluate_set(condensed, "digits", protocol=QUICK, validation=True, say=said.append)
+    assert result["left_out"] is None
+    assert len(said) == 1
