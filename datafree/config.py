@@ -293,7 +293,7 @@ class TrainConfig(OptimisationConfig, MachineConfig):
         MachineConfig.__post_init__(self)
         positive(self, "classes", "temperature", "checkpoint_every")
         not_negative(self, "evaluations", "attention")
-        if self.prior is not None and (min(self.prior) < 0 or sum(self.prior) <= 0):
+        if self.prior is not None and not (all(0 <= p < math.inf for p in self.prior) and any(self.prior)):
             raise ValueError(f"--prior is {self.prior}: give one share a class, 0 or more, not all 0")
         choice(self, "criterion")
 
@@ -307,6 +307,7 @@ class PretrainConfig(OptimisationConfig, MachineConfig):
     mean: Annotated[Floats | None, "normalisation, one value a channel"] = None
     std: Annotated[Floats | None, "normalisation, one value a channel"] = None
     augment: Annotated[bool, "crop and, where labels allow, flip"] = True
+    batch_size: Annotated[int | None, "images a step; default: 128"] = None
     checkpoint_every: Annotated[float, "seconds between checkpoints"] = 60.0
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
@@ -25,16 +26,24 @@ from torch import nn
 import datafree
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-_OURS = ("run.json", "result.json", "metrics.jsonl", "report.html", CHECKPOINT, PREVIOUS)
-_FOLDERS = ("images", "tensorboard")
+LOCK = ".lock"  # there while a run is written
+SAMPLES = "sampling.json"  # what `sample` writes first: the pictures beside it are its own
+_OURS = ("result.json", "metrics.jsonl", "report.html", CHECKPOINT, PREVIOUS, "condensed.safetensors")
 _NETWORKS = ("student.safetensors", "generator.safetensors", "model.safetensors", "teacher.safetensors")
+# What some other program made may bear these names too: they are ours beside one of the marks, which go last.
+_COMMON = ("images", "tensorboard", "evaluation.json", "card.md", "labels.safetensors")
+_MARKS = (SAMPLES, "run.json")
+
+
+class WriteError(ValueError):
+    """The disk is full or the folder takes no files: no fault of what was to be written."""
 
 
 def atomic_write(path: Path, content: bytes | memoryview) -> None:
     """Writes a temporary file beside `path`, syncs and renames it: `path` has the old or the new content, never a part.
 
     Raises:
-        ValueError: the folder cannot be written or has no space left; what stood there before still stands.
+        WriteError: the folder cannot be written or has no space left; what stood there before still stands.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _writing(path):
@@ -55,7 +64,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; free space or give another --out") from error
+        raise WriteError(f"cannot write {path}: {error.strerror or error}; free space or give another --out") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -78,48 +87,78 @@ class Run:
 
     Attributes:
         path: the folder.
-        resumed: whether the run goes on from a checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metrics: Any = None
         self._events: Any = None
+        self._lock: int | None = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self.unlock()
 
     @classmethod
     def create(cls, out: str | Path | None, name: str, *, force: bool = False) -> Run:
-        """A fresh folder: `out`, or runs/NAME-N with the first N that is free.
+        """A fresh folder, locked: `out`, or runs/NAME-N with the first N that is free.
 
         Raises:
-            ValueError: the folder holds something and `force` is not given, or cannot be written.
+            ValueError: the folder holds something and `force` is not given, or another run is being written there.
+            WriteError: it cannot be written.
         """
-        if out is None:
-            n = 1
-            while (path := Path("runs") / f"{name}-{n}").exists():
-                n += 1
-        else:
-            path = Path(out)
+        path = Path("runs" if out is None else out)
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file: give a folder as --out")
         try:
-            held = sorted(p.name for p in path.iterdir()) if path.exists() else []
-            if held and not force:
-                hint = (
-                    "go on with --resume, start anew with --force"
-                    if "run.json" in held and not name.startswith(("pretrain", "sample"))
-                    else "give another --out, or --force"
-                )
-                raise ValueError(f"{path} is not empty (it holds {held[0]}): {hint}")
+            path = _numbered(path, name) if out is None else path
             path.mkdir(parents=True, exist_ok=True)
             if not os.access(path, os.W_OK):
                 raise PermissionError(13, "no permission")
-            # A folder of pictures that some other program filled may bear the same name.
-            known = {"run.json", "labels.safetensors"} & set(held)
-            for ours in (*_OURS, *_NETWORKS, *(_FOLDERS if known else ())):
-                _remove(path / ours)
+            with contextlib.ExitStack() as undo:
+                run = undo.enter_context(cls(path).lock())
+                run._clear(force, hint=not name.startswith("sample"))
+                undo.pop_all()
         except OSError as error:
-            raise ValueError(f"cannot write to {path}: {error.strerror or error}; give another --out") from error
-        return cls(path)
+            raise WriteError(f"cannot write to {path}: {error.strerror or error}; give another --out") from error
+        return run
+
+    def _clear(self, force: bool, hint: bool) -> None:
+        """Removes what a former run left. `hint`: whether a run in the way could be gone on with."""
+        held = sorted(p.name for p in self.path.iterdir() if p.name != LOCK)
+        if held and not force:
+            advice = (
+                "go on with --resume, start anew with --force"
+                if "run.json" in held and hint
+                else "give another --out, or --force"
+            )
+            raise ValueError(f"{self.path} is not empty (it holds {held[0]}): {advice}")
+        known = {*_MARKS, "labels.safetensors"} & set(held)
+        for ours in (*_OURS, *_NETWORKS, *(_COMMON if known else ()), *_MARKS):
+            _remove(self.path / ours)
+
+    def lock(self) -> Run:
+        """Takes the folder for writing until `unlock`, or until the process ends, however it does.
+
+        Raises:
+            ValueError: another run is being written there.
+            WriteError: the folder cannot be written.
+        """
+        with _writing(self.path / LOCK):
+            self._lock = _flock(self.path / LOCK)
+        if self._lock is None:
+            raise ValueError(f"another run is being written in {self.path}: wait for its end, or give another --out")
+        return self
+
+    def unlock(self) -> None:
+        held, self._lock = self._lock, None
+        if held is not None:
+            with contextlib.suppress(OSError):
+                (self.path / LOCK).unlink()  # while it is held: nobody else's can stand there
+            os.close(held)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -185,6 +224,14 @@ class Run:
             warnings.append(f"{path} is torn or corrupt and left aside")
         return None, warnings
 
+    def last_checkpoint(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """What `load_checkpoint` finds; `say` is told where the run goes on."""
+        state, warnings = self.load_checkpoint()
+        for line in warnings:
+            say(f"warning: {line}")
+        say(f"going on from step {state['clock']['step']}" if state else "no checkpoint yet: starting from step 0")
+        return state
+
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl and its numbers to TensorBoard; the row has a "step"."""
         if self._metrics is None:
@@ -223,6 +270,35 @@ class Run:
         if metrics is not None:
             with _writing(self.path), metrics, contextlib.closing(self._events):
                 pass
+
+
+def _numbered(folder: Path, name: str) -> Path:
+    """Makes FOLDER/NAME-N with the first N that is free; two processes that ask at once get one each."""
+    n = 1
+    while True:
+        try:
+            (path := folder / f"{name}-{n}").mkdir(parents=True)
+        except FileExistsError:
+            n += 1
+        else:
+            return path
+
+
+def _flock(path: Path) -> int | None:
+    """A descriptor that holds the lock on a file; None where another has it."""
+    while True:
+        held = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            return None
+        except OSError:  # a file system without locks
+            return held
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held), path.stat()):
+                return held
+        os.close(held)  # who had it until now has removed this file: once more
 
 
 def _remove(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import pickle
@@ -281,13 +282,13 @@ def test_a_lock_file_that_was_removed_while_one_waited_for_it_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its owner removes the file and lets go between this one's opening and locking: a third would lock another."""
-    first, plain = Run(tmp_path).lock(), runs.fcntl.flock
+    first, plain = Run(tmp_path).lock(), fcntl.flock
 
     def flock(file: int, how: int) -> None:
         first.unlock()
         plain(file, how)
 
-    monkeypatch.setattr(runs.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with Run(tmp_path).lock():
         monkeypatch.undo()
         with pytest.raises(ValueError, match=BUSY):
@@ -298,7 +299,7 @@ def test_without_locks_a_run_is_written_all_the_same(tmp_path: Path, monkeypatch
     def flock(*_: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(runs.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with Run.create(tmp_path, "x"):
         pass
     assert names(tmp_path) == []

@@ -31,7 +31,7 @@ KIND = Kind(
     flags=[
         click.Option(["--out"], metavar="DIR", help="folder of the run  [default: a fresh runs/condense-METHOD-N]"),
         click.Option(["--resume"], is_flag=True, help="go on with the run in --out; takes no other flag"),
-        click.Option(["--config"], metavar="RUN.JSON", help="rerun a saved run; flags beside it override it"),
+        click.Option(["--config"], metavar="RUN.JSON", help="rerun a saved run or result; flags beside it override it"),
         click.Option(["--force"], is_flag=True, help="overwrite the run in --out"),
         click.Option(["--dry-run"], is_flag=True, help="print what would be run, and stop"),
         click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors only"),

@@ -18,7 +18,7 @@ from datafree.cli.display import percent, table
 @click.option("--teacher-arch", metavar="TEXT", help="the teacher's architecture, where its file does not say")
 @click.option("--protocol", metavar="NAME", help="how networks are trained on a set  [default: default]")
 @click.option("--seeds", type=int, metavar="N", help="networks trained on a set  [default: the protocol's]")
-@click.option("--seed", type=int, default=0, show_default=True, help="seed of every random draw")
+@click.option("--seed", type=int, metavar="N", help="seed of every random draw for a set  [default: 0]")
 @click.option("--validation", is_flag=True, help="test a set on held-out training images, to choose settings")
 @click.option("--whole", is_flag=True, help="train on all real images too, if that is not in the cache yet")
 @click.option("--images", metavar="FILE", help="somebody else's set: a file with a tensor of images")
@@ -38,7 +38,7 @@ from datafree.cli.display import percent, table
 @click.option(
     "--set-lr", type=float, metavar="X", help="rate of SGD on a set  [default: the set's own, else the protocol's]"
 )
-@click.option("--precision", type=click.Choice(["32", "bf16"]), default="32", show_default=True, help="arithmetic")
+@click.option("--precision", type=click.Choice(["32", "bf16"]), help="arithmetic of networks on a set  [default: 32]")
 @click.option("--threads", type=int, metavar="N", help="CPU threads; default: as many as torch sees")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
 @click.option("--download", is_flag=True, help="allow the data to be downloaded")
@@ -70,7 +70,7 @@ def evaluate(what: str | None, **values: Any) -> None:
 
         torch.set_num_threads(values["threads"])
     if what is not None and not is_condensed(what):
-        sets_only = _flags(given, "protocol", "seeds", "validation", "whole", "set_lr", "space")
+        sets_only = _flags(given, "protocol", "seeds", "seed", "validation", "whole", "set_lr", "space", "precision")
         if sets_only:
             raise ValueError(f"{what} is no condensed set, and {sets_only} is for sets: leave it out")
         _student(what, values, as_json)
@@ -85,7 +85,7 @@ def evaluate(what: str | None, **values: Any) -> None:
         archs=[name.strip() for name in (values["arch"] or "").split(",") if name.strip()],
         networks=values["seeds"],
         lr=values["set_lr"],
-        seed=values["seed"],
+        seed=values["seed"] or 0,
         validation=values["validation"],
         whole=values["whole"],
         teacher=values["teacher"],
@@ -93,7 +93,7 @@ def evaluate(what: str | None, **values: Any) -> None:
         teacher_mean=_floats(values, "teacher_mean"),
         teacher_std=_floats(values, "teacher_std"),
         device=values["device"],
-        precision=values["precision"],
+        precision=values["precision"] or "32",
         download=values["download"],
         say=lambda line: click.echo(line, err=True),
     )

@@ -33,6 +33,14 @@ class Kind(NamedTuple):
     flags: list[click.Parameter]
 
 
+class Saved(NamedTuple):
+    """A saved run: its configuration, its method's options, and the names of those that a person had set."""
+
+    common: dict[str, Any]
+    own: dict[str, Any]
+    chosen: frozenset[str]
+
+
 class MethodCommand(click.Command):
     """Adds the flags of the method that `--method` (or the saved run of `--config`) names.
 
@@ -69,8 +77,7 @@ class MethodCommand(click.Command):
     def _saved_method(self, path: str | None) -> str | None:
         if path is None:
             return None
-        config, _ = read_config(path, self.kind)
-        return str(config.get("method", self.kind.common.method))
+        return str(read_config(path, self.kind).common.get("method", self.kind.common.method))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         name, config = ctx.meta["method"]
@@ -102,16 +109,17 @@ def _peek(args: list[str], flag: str) -> str | None:
     return None
 
 
-def read_config(path: str, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration and the method's options that a run.json holds; each value of the type its field has.
+def read_config(path: str, kind: Kind) -> Saved:
+    """What a run.json holds, or a table's result file, whose "run" is one; each value of the type its field has.
 
     Raises:
         ValueError: it cannot be read, is another job's, or holds what no field takes.
     """
     try:
         about = json.loads(Path(path).read_text(encoding="utf-8"))
-        config = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items() if v is not None}
-        own = {k: v for k, v in about["method_options"].items() if v is not None}
+        about = about.get("run", about)
+        config, own = _values(about["config"]), _values(about["method_options"])
+        chosen = frozenset(about.get("set_by_user", (*config, *own)))
         found = about.get("job", "train")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -121,18 +129,21 @@ def read_config(path: str, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{path} is of a {found} run: give the run.json of a datafree {kind.job}")
     _check_saved(path, config, kind.common)
     _check_saved(path, own, light_config(kind.spec(str(config.get("method", kind.common.method)))))
-    return config, own
+    return Saved(config, own, chosen)
 
 
 def saved_and_given(
-    saved: tuple[dict[str, Any], dict[str, Any]],
+    saved: Saved,
     given: tuple[dict[str, Any], dict[str, Any]],
     alternatives: tuple[tuple[str, ...], ...],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A saved run with flags over it. Of `alternatives`, which exclude each other, a given one ousts a saved one."""
-    (common, own), (new, new_own) = saved, given
+    """A saved run with flags over it. Of `alternatives`, which exclude each other, a given one ousts a saved one.
+
+    With another method the saved run's has no say: what a person had set stays, what that method made of the rest goes.
+    """
+    (common, own, chosen), (new, new_own) = saved, given
     if "method" in new and new["method"] != common.get("method"):
-        own = {}
+        common, own = {k: v for k, v in common.items() if k in chosen - {"preset"}}, {}
     for names in alternatives:
         if set(names) & set(new):
             common = {k: v for k, v in common.items() if k not in names}
@@ -146,6 +157,16 @@ def resume(kind: Kind, job: str, out: str | None, others: list[str], quiet: bool
         click.UsageError: no folder, or other flags.
         ValueError: no run of this kind is there.
     """
+    folder = folder_to_resume(out, others)
+    read_config(str(folder / "run.json"), kind)
+    from datafree import jobs
+
+    with Display(quiet) as display:
+        return getattr(jobs, job)(folder, say=display.say, show=display.show)
+
+
+def folder_to_resume(out: str | None, others: list[str]) -> Path:
+    """`out`, where it holds a run; raises as `resume`."""
     if out is None:
         raise click.UsageError("--resume goes on with the run in a folder: name it with --out DIR")
     if others:
@@ -154,11 +175,12 @@ def resume(kind: Kind, job: str, out: str | None, others: list[str], quiet: bool
         )
     if not (Path(out) / "run.json").is_file():
         raise ValueError(f"no run in {out} (it has no run.json): start one without --resume")
-    read_config(str(Path(out) / "run.json"), kind)
-    from datafree import jobs
+    return Path(out)
 
-    with Display(quiet) as display:
-        return getattr(jobs, job)(out, say=display.say, show=display.show)
+
+def _values(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are set, as configurations hold them: lists as tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if v is not None}
 
 
 def _check_saved(path: str, values: dict[str, Any], config: type) -> None:

@@ -35,7 +35,6 @@ def reproduce(name: str | None, **values: Any) -> None:
     be a .toml file of your own.
     """
     from datafree.jobs import reproducing
-    from datafree.tables import load_table
 
     quiet, dry = values.pop("quiet"), values.pop("dry_run")
     if name is None:
@@ -46,14 +45,9 @@ def reproduce(name: str | None, **values: Any) -> None:
         click.echo(table(rows))
         return
     if dry:
-        costs = reproducing.allowed_costs(values["costs"])
-        chosen = {c.name for c in reproducing.choose(load_table(name), values["cells"], None, costs)}
-        rows = [
-            (cell.name, f"{cell.cost}, " + (", ".join(map(reproducing.outcome, results)) or "to run"))
-            for cell, results in reproducing.local_status(name, values["out"])
-            if cell.name in chosen
-        ]
-        click.echo(table(rows))
+        asked = ("out", "cells", "seeds", "budget", "shard", "costs", "retry")
+        listed = reproducing.preview(name, **{key: values[key] for key in asked})
+        click.echo(table(listed) if listed else "no cells: --cost and --shard leave none")
         return
     result = reproducing.reproduce(name, say=(lambda _: None) if quiet else click.echo, **values)
     if not quiet:

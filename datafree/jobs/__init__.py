@@ -3,11 +3,12 @@
 from datafree.jobs.condensing import Condensed, condense, dry_run_condense, resume_condense
 from datafree.jobs.judging import evaluate_set, foreign_set
 from datafree.jobs.loading import load_student, load_teacher
-from datafree.jobs.pretraining import pretrain
+from datafree.jobs.pretraining import pretrain, resume_pretrain
 from datafree.jobs.recording import record_experts
 from datafree.jobs.reproducing import Reproduced, reproduce
 from datafree.jobs.scoring import evaluate, sample
-from datafree.jobs.training import Interrupted, Result, dry_run, resume, train
+from datafree.jobs.session import Interrupted
+from datafree.jobs.training import Result, dry_run, resume, train
 
 __all__ = [
     "Condensed",
@@ -27,6 +28,7 @@ __all__ = [
     "reproduce",
     "resume",
     "resume_condense",
+    "resume_pretrain",
     "sample",
     "train",
 ]

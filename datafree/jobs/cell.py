@@ -1,46 +1,42 @@
 """One cell of a table, in a process of its own: `python -m datafree.jobs.cell`, told by one line of JSON on stdin.
 
-The process ends with 0 (a result is there, finished or failed), 2 (the cell cannot be run here; stderr says why) or 130
-(interrupted; what was done is kept, and the next run of the cell goes on from it). When its stdin closes it ends as
-interrupted, so that nothing goes on once the parent is gone.
+The process ends with 0 (a result is there, finished or failed), 2 (the cell cannot be run here, or the disk is full;
+stderr says why) or 130 (interrupted). After a full disk or an interruption what was done is kept, and the next run of
+the cell goes on from it. When its stdin closes it ends as interrupted: nothing goes on once the parent is gone.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import errno
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datafree.config import CondenseConfig, PretrainConfig
-from datafree.data.sources import cache_folder
-from datafree.runs import write_json
+from datafree.data import load_data
+from datafree.data.sources import cache_folder, find_data, missing_message
+from datafree.jobs import standing
+from datafree.jobs.standing import locked
+from datafree.runs import WriteError, write_json
+from datafree.tables.defaults import defaults_of
 from datafree.tables.loading import load_table
-from datafree.tables.results import WORK, make_content
+from datafree.tables.results import lacking, make_content
 from datafree.tables.specs import Cell, with_budget
 from datafree.training import TermError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NotHereError(ValueError):
     """What a cell needs is not on this machine: no failure of the cell's."""
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process holds the lock; it goes with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def teacher_options(
@@ -98,6 +94,34 @@ def trained_teacher(recipe: Mapping[str, Any], download: bool = False) -> Path:
     return folder
 
 
+def tested_on(cell: Cell) -> str | None:
+    """The data that a distillation's student is tested on: those it names, else those that its teacher is trained on.
+
+    None where only the teacher's file may say so.
+    """
+    if "data" in cell.options:
+        return str(cell.options["data"])
+    recipe = {} if cell.teacher is None else cell.teacher.get("pretrain")
+    return None if recipe is None else str(recipe.get("data", PretrainConfig.data))
+
+
+def check_data(name: str, split: str, download: bool) -> None:
+    """Looks for data that a run would do without.
+
+    Raises:
+        NotHereError: they are not here; or could not be fetched, where `download` allows that.
+        ValueError: no such data.
+    """
+    if find_data(name) is not None:
+        return
+    if not download:
+        raise NotHereError(missing_message(name))
+    try:
+        load_data(name, download=True, splits=(split,))
+    except FileNotFoundError as error:
+        raise NotHereError(str(error)) from error
+
+
 def run_cell(
     cell: Cell,
     seed: int,
@@ -107,8 +131,9 @@ def run_cell(
     download: bool = False,
     threads: int | None = None,
     keep: bool = False,
+    retry: bool = False,
 ) -> Path:
-    """Runs a cell, or goes on with it, and writes its result; a cell that has one is left as it is.
+    """Runs a cell, or goes on with it, and writes its result; a result that stands is left as it is.
 
     Args:
         cell: what to run.
@@ -118,50 +143,59 @@ def run_cell(
         download: allow downloads.
         threads: where the cell names none.
         keep: leave the run's folder in out/runs.
+        retry: run it again where it has failed.
 
     Returns:
         The file of the result. What the cell failed with stands in it.
 
     Raises:
         NotHereError: its teacher or data are not here.
+        WriteError: the disk is full; the run's folder is kept.
         KeyboardInterrupt: after saving.
     """
     path = out / cell.file_name(seed)
-    work = out / WORK / path.stem
-    lock = out / WORK / f"{path.stem}.lock"
-    with locked(lock):
-        if path.exists():  # another process has run it meanwhile
-            return path
+    work = standing.work_of(path)
+    with locked(standing.lock_of(path), remove=True):
+        if (result := standing.held(path)) is not None:
+            if standing.stands(cell, result, retry):  # another process may have run it meanwhile
+                if not keep:
+                    standing.clear_left(path)
+                return path
+            standing.make_room(cell, path)
         begun = time.monotonic()
+        defaults = defaults_of(cell.job, cell.options)  # what the run has, whatever happens to the sources meanwhile
         try:
-            parts = _run(cell, seed, work, teachers, download, threads)
-        except NotHereError:
+            parts = _run(cell, seed, work, standing.goes_on(work, defaults), teachers, download, threads)
+        except WriteError:
             raise
-        except FileNotFoundError as error:
+        except (NotHereError, FileNotFoundError) as error:
+            standing.drop_empty(work)
             raise NotHereError(str(error)) from error
         except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise WriteError(f"cannot write {error.filename or work}: {error.strerror}; free space") from error
             name = "" if isinstance(error, ValueError | TermError) else f"{type(error).__name__}: "
             parts = {"error": f"{name}{' '.join(str(error).split())}" or type(error).__name__}
-        write_json(path, make_content(cell, seed, seconds=time.monotonic() - begun, **parts))
-        if not keep:
-            shutil.rmtree(work, ignore_errors=True)
-    lock.unlink(missing_ok=True)  # who waits for it finds the result
+        write_json(path, make_content(cell, seed, seconds=time.monotonic() - begun, defaults=defaults, **parts))
+        standing.release(work, keep)
     return path
 
 
 def _run(
-    cell: Cell, seed: int, work: Path, teachers: Path | None, download: bool, threads: int | None
+    cell: Cell, seed: int, work: Path, begun: bool, teachers: Path | None, download: bool, threads: int | None
 ) -> dict[str, Any]:
-    """Runs the job and returns the parts of the result file."""
+    """Runs the job, or goes on with one that has begun, and returns the parts of the result file."""
     from datafree import jobs
 
     options = as_keywords(cell.options)
     options |= {"seed": seed, "download": download, "threads": options.get("threads") or threads}
-    begun = (work / "run.json").is_file()
     scores = None
     if cell.job == "pretrain":
-        jobs.pretrain(PretrainConfig(**options), out=work, force=True)
+        if not (begun and _gone_on(jobs.resume_pretrain, work)):
+            jobs.pretrain(PretrainConfig(**options), out=work, force=True)
     elif cell.job == "train":
+        if (name := tested_on(cell)) is not None:  # other jobs begin with their data; this one ends with them
+            check_data(name, "train" if cell.options.get("validation") else "test", download)
         options |= teacher_options(cell.teacher, beside=Path(cell.file), teachers=teachers, download=download)
         if not (begun and _gone_on(jobs.resume, work)):
             jobs.train(out=work, force=True, **options)
@@ -177,18 +211,24 @@ def _run(
             **cell.evaluation,
         )
     rows = [json.loads(line) for line in _lines(work / "metrics.jsonl")]
-    return {
+    parts = {
         "result": json.loads((work / "result.json").read_text(encoding="utf-8")),
         "run": json.loads((work / "run.json").read_text(encoding="utf-8")),
         "scores": scores,
         "curve": [[row["step"], row["seconds"], row["test/accuracy"]] for row in rows if "test/accuracy" in row],
     }
+    if missing := lacking(cell.job, parts["result"], scores):
+        why = [line for line in parts["run"].get("choices", ()) if line.startswith("test data: ")]
+        parts["error"] = why[0] if why else f"no number {missing[1]!r} in its {missing[0]}"
+    return parts
 
 
 def _gone_on(resume: Any, work: Path) -> bool:
     """Whether the run in the folder could be gone on with, and is finished now."""
     try:
         resume(work)
+    except WriteError:  # nothing is wrong with the run
+        raise
     except ValueError:  # torn, or of another version: it is started anew
         return False
     return True
@@ -202,14 +242,16 @@ def _watch_parent() -> None:
     """Asks this process to stop, as Ctrl-C would, once its stdin has closed."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not sys.stdin: a thread that waits there holds its lock, and Python aborts when it ends meanwhile.
+        while os.read(0, 4096):
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> int:
-    """Reads {"table", "cell", "budget", "seed", "out", "teachers", "download", "threads", "keep"}, runs it."""
+    """Reads {"table", "cell", "budget", "seed", "out", "teachers", "download", "threads", "keep", "retry"}, runs it."""
     order = json.loads(sys.stdin.buffer.readline())
     _watch_parent()
     cells = load_table(order["table"]).cells
@@ -225,9 +267,11 @@ def main() -> int:
             download=order["download"],
             threads=order["threads"],
             keep=order["keep"],
+            retry=order["retry"],
         )
-    except NotHereError as error:
-        print(error, file=sys.stderr)
+    except (NotHereError, WriteError) as error:
+        with contextlib.suppress(OSError):  # the words go to a file, on the disk that may be full
+            print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -28,8 +28,7 @@ from datafree.jobs.condense_planning import (
 )
 from datafree.jobs.condense_session import CondenseSession, Say, Show
 from datafree.jobs.machine import prepare
-from datafree.jobs.session import interruptible
-from datafree.jobs.training import Interrupted
+from datafree.jobs.session import Interrupted, interruptible
 from datafree.jobs.writing import write_set
 from datafree.report import render_report
 from datafree.runs import CHECKPOINT, Run, atomic_write, peak_rss_mb, write_json
@@ -84,13 +83,14 @@ def condense(
     """
     plan = _plan(config, data, options)  # whatever is wrong is found before anything is written
     config = plan.config
-    folder = Run.create(out, f"condense-{config.method}", force=force) if parallel.rank() == 0 else Run(Path())
-    folder.path = Path(parallel.from_first(str(folder.path)))
-    for line in plan.choices:
-        say(line)
-    if parallel.rank() == 0:
-        write_json(folder.path / "run.json", manifest(plan))
-    return _execute(plan, folder, None, say, show)
+    name = f"condense-{config.method}"
+    with Run.create(out, name, force=force) if parallel.rank() == 0 else Run(Path()) as folder:
+        folder.path = Path(parallel.from_first(str(folder.path)))
+        for line in plan.choices:
+            say(line)
+        if parallel.rank() == 0:
+            write_json(folder.path / "run.json", manifest(plan))
+        return _execute(plan, folder, None, say, show)
 
 
 def dry_run_condense(config: CondenseConfig | None = None, *, data: Any = None, **options: Any) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def resume_condense(out: str | Path, *, data: Any = None, say: Say = _silent, sh
     """Goes on with the condensation in `out`; a finished one is returned as it is. `data` as for `condense`.
 
     Raises:
-        ValueError: no such run is there.
+        ValueError: no such run is there, or it is being written by another process.
     """
     from datafree.data.condensed import load_condensed
 
@@ -138,12 +138,9 @@ def resume_condense(out: str | Path, *, data: Any = None, say: Say = _silent, sh
         return Condensed(path=folder.path, metrics=finished, set=load_condensed(folder.path))
     device = prepare(config)
     given = data if isinstance(data, Data) or data is None else from_dataset(data)
-    plan = condense_plan(config, own, device, given)
-    state, warnings = folder.load_checkpoint()
-    for line in warnings:
-        say(f"warning: {line}")
-    say(f"going on from step {state['clock']['step']}" if state else "no checkpoint yet: starting from step 0")
-    return _execute(plan, folder, state, say, show)
+    with folder.lock() if parallel.rank() == 0 else folder:
+        plan = condense_plan(config, own, device, given)
+        return _execute(plan, folder, folder.last_checkpoint(say), say, show)
 
 
 def _execute(plan: CondensePlan, folder: Run, state: Mapping[str, Any] | None, say: Say, show: Show) -> Condensed:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datafree.data import Data, load_data, validation_split
 from datafree.data.condensed import FILE, CondensedSet, check_images, load_condensed
 from datafree.data.sources import cache_folder
-from datafree.domain import Domain
+from datafree.domain import DOMAINS, Domain
 from datafree.evaluation.condensed import class_counts, random_part, score_set
 from datafree.evaluation.protocols import Protocol, arch_for, named_protocol, tiles_for
 from datafree.jobs.loading import load_teacher, normalised
@@ -71,7 +71,8 @@ def evaluate_set(
             are condensed from the rest: `datafree condense --validation`. Of others `say` gets a warning.
         whole: train one network on all real images too, unless its figure is in the cache already.
         teacher: a checkpoint, for protocols that train on a teacher's labels.
-        teacher_arch, teacher_mean, teacher_std: its architecture and normalisation, where its file does not say.
+        teacher_arch, teacher_mean, teacher_std: its architecture and normalisation, where its file does not say;
+            default of the latter: that of the data, where these have a name.
         device, precision: where and how networks are trained.
         download: allow the data to be downloaded.
         say: called with each line worth telling.
@@ -106,6 +107,7 @@ def evaluate_set(
         taught = load_teacher(
             teacher,
             arch=teacher_arch,
+            data=None if isinstance(data, Data) and name not in DOMAINS else name,
             shape=domain.shape,
             classes=domain.classes,
             mean=teacher_mean,

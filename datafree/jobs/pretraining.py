@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from datafree.domain import DOMAINS, Domain, make_domain
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.evaluation.cost import multiply_adds, parameters
 from datafree.jobs.loading import normalised
-from datafree.jobs.machine import autocast, prepare, seed_all
+from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
+from datafree.jobs.session import LOG_SECONDS, Interrupted, interruptible
 from datafree.models import build_model
 from datafree.runs import Run, atomic_write, environment, peak_rss_mb, save_network, write_json
 from datafree.training import USUAL, Clock, Seconds, Trainer, make_clock, run
@@ -75,17 +77,47 @@ def pretrain(
     Raises:
         ValueError: something a person can mend; one line.
         FileNotFoundError: the data are not there.
+        Interrupted: Ctrl-C, after saving.
     """
     config = replace(config or PretrainConfig(), options)
+    task = _prepare(config, prepare(config))
+    name = f"pretrain-{config.arch.rpartition(':')[2]}"
+    with Run.create(out, name, force=force) if parallel.rank() == 0 else Run(Path()) as folder:
+        folder.path = Path(parallel.from_first(str(folder.path)))
+        if parallel.rank() == 0:
+            write_json(folder.path / "run.json", _manifest(task))
+        return _execute(task, folder, None, show)
+
+
+def resume_pretrain(
+    out: str | Path,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    show: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Goes on with the run in `out` from its last whole checkpoint; of a finished run the result is returned.
+
+    Raises:
+        ValueError: no such run is there, or it is being written by another process.
+        FileNotFoundError: the data are not there.
+    """
+    folder = Run.open(out)
+    about = folder.manifest()
+    if about.get("job") != "pretrain":
+        raise ValueError(f"{folder.path} holds a {about.get('job')} run: resume it with its own command")
+    finished = folder.result()
+    if finished is not None:
+        say(f"the run in {folder.path} is finished")
+        return finished
+    try:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}
+        config: PretrainConfig = replace(PretrainConfig(), values)
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"this is no run.json of datafree pretrain ({what}): start the run anew") from error
     device = prepare(config)
-
-    def start() -> tuple[Run | None, Path]:
-        if parallel.rank() != 0:
-            return None, Path(out or "runs") / "model.safetensors"
-        folder = Run.create(out, f"pretrain-{config.arch.rpartition(':')[2]}", force=force)
-        return folder, folder.path / "model.safetensors"
-
-    return _pretrain(config, device, start, say, show)
+    with folder.lock() if parallel.rank() == 0 else folder:
+        return _execute(_prepare(config, device), folder, folder.last_checkpoint(say), show)
 
 
 def embedded_teacher(config: MachineConfig, path: Path, device: torch.device, say: Callable[[str], None]) -> str:
@@ -94,7 +126,9 @@ def embedded_teacher(config: MachineConfig, path: Path, device: torch.device, sa
         values = {f.name: getattr(config, f.name) for f in dataclasses.fields(MachineConfig)}
         about = PretrainConfig(**{**values, **EMBEDDED, "precision": "32"})
         say(f"teacher: {about.arch}, trained on the training split of {about.data}, which is then forgotten")
-        result = _pretrain(about, device, lambda: (None, path), lambda _: None, lambda _: None)
+        task = _prepare(about, device)
+        _train(task, lambda *_: False)
+        result = _finish(task, path)
         say(f"teacher: {result['accuracy']:.1%} on the held-out split")
     return parallel.from_first(str(path))
 
@@ -114,14 +148,36 @@ def _about(config: PretrainConfig, domain: Domain) -> dict[str, Any]:
     return {"arch": config.arch, "data": config.data, **known}
 
 
-def _pretrain(
-    config: PretrainConfig,
-    device: torch.device,
-    start: Callable[[], tuple[Run | None, Path]],
-    say: Callable[[str], None],
-    show: Callable[[Mapping[str, Any]], None],
-) -> dict[str, Any]:
-    """`start` gives the run's folder, if there is one, and the file of the weights, once nothing can be wrong."""
+@dataclass(kw_only=True)
+class _Task:
+    """A network to be trained, and all that its steps depend on. `config` has no field left open."""
+
+    config: PretrainConfig
+    device: torch.device
+    data: Data
+    domain: Domain
+    trainer: Trainer
+    source: Labelled
+    clock: Clock
+    autocast: Callable[[], Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "trainer": self.trainer.state_dict(),
+            "order": self.source.order.clone(),
+            "clock": self.clock.state_dict(),
+            "random": random_states(self.source.rng),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.trainer.load_state_dict(state["trainer"])
+        self.source.order = state["order"].to(self.device)
+        self.clock.load_state_dict(state["clock"])
+        restore_random_states(state["random"], self.source.rng)
+
+
+def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
+    """Finds whatever is wrong, before anything is written."""
     config = replace(config, {name: value for name, value in DEFAULTS.items() if getattr(config, name) is None})
     if config.steps is None and config.epochs is None and config.budget is None:
         config = replace(config, LENGTH)
@@ -133,58 +189,105 @@ def _pretrain(
     seed_all(config.seed)
     rng = torch.Generator(device).manual_seed(config.seed)
     network = normalised(build_model(config.arch, shape=domain.shape, classes=domain.classes), domain, device)
-    trainer = Trainer(network, config)
-    clock = make_clock(config, max(1, len(data.x_train) // config.batch_size), {})
-    seconds, cast = Seconds(), autocast(device, config.precision)
-    folder, file = start()
-    if folder is not None:
-        costs = {
-            "arch": config.arch,
+    return _Task(
+        config=config,
+        device=device,
+        data=data,
+        domain=domain,
+        trainer=Trainer(network, config),
+        source=Labelled(data, network, config.batch_size, rng, config.augment),
+        clock=make_clock(config, max(1, len(data.x_train) // config.batch_size), {}),
+        autocast=autocast(device, config.precision),
+    )
+
+
+def _manifest(task: _Task) -> dict[str, Any]:
+    """run.json."""
+    network = task.trainer.network
+    return {
+        "job": "pretrain",
+        **environment(task.device),
+        "config": dataclasses.asdict(task.config),
+        "method_options": {},
+        "set_by_user": [],
+        "choices": [],
+        "seed": task.config.seed,
+        "student": {
+            "arch": task.config.arch,
             "parameters": parameters(network),
-            "multiply_adds": multiply_adds(network, domain.shape),
-        }
-        description = {
-            "job": "pretrain",
-            **environment(device),
-            "config": dataclasses.asdict(config),
-            "method_options": {},
-            "set_by_user": [],
-            "choices": [],
-            "seed": config.seed,
-            "student": costs,
-            "domain": dataclasses.asdict(domain),
-        }
-        write_json(folder.path / "run.json", description)
-    logged = time.monotonic()
+            "multiply_adds": multiply_adds(network, task.domain.shape),
+        },
+        "domain": dataclasses.asdict(task.domain),
+    }
+
+
+def _train(task: _Task, after_step: Callable[[Mapping[str, Tensor], Mapping[str, float]], bool]) -> bool:
+    """Whether the training came to its end."""
+    return run(task.trainer, task.source, task.clock, seconds=Seconds(), autocast=task.autocast, after_step=after_step)
+
+
+def _execute(
+    task: _Task, folder: Run, state: Mapping[str, Any] | None, show: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
+    """Trains, from the checkpoint `state` where there is one, and writes what a run's folder holds."""
+    from datafree.report import render_report
+
+    main, clock, trainer = parallel.rank() == 0, task.clock, task.trainer
+    logged = saved = time.monotonic()
 
     def after_step(terms: Mapping[str, Tensor], _: Mapping[str, float]) -> bool:
-        nonlocal logged
-        if time.monotonic() - logged >= 1.0 and parallel.rank() == 0:
-            logged = time.monotonic()
+        nonlocal logged, saved
+        now = time.monotonic()
+        stopping = bool(parallel.latest(float(stop())))
+        if main and now - logged >= LOG_SECONDS:
+            logged = now
             row = {"step": clock.step, "seconds": round(clock.elapsed, 3), "lr": trainer.rate}
             row |= {f"student/{name}": float(value.detach()) for name, value in terms.items()}
-            if folder is not None:
-                folder.log(row)
+            folder.log(row)
             show({**row, "fraction": clock.fraction, "seconds_left": clock.seconds_left})
-        return False
+        if main and (stopping or now - saved >= task.config.checkpoint_every):
+            if all(bool(p.isfinite().all()) for p in trainer.network.parameters()):  # else the next term will say so
+                folder.save_checkpoint(task.state_dict())
+            saved = time.monotonic()
+        return stopping
 
-    source = Labelled(data, network, config.batch_size, rng, config.augment)
-    run(trainer, source, clock, seconds=seconds, autocast=cast, after_step=after_step)
-    best = trainer.result.eval()
+    if state is not None:
+        task.load_state_dict(state)
+    if main:
+        folder.start_log(int(state["metrics_bytes"]) if state else 0, clock.step)
+    try:
+        with interruptible() as stop:
+            if not _train(task, after_step):
+                raise Interrupted(folder.path, "pretrain")
+        result = _finish(task, folder.path / "model.safetensors")
+        if main:
+            write_json(folder.path / "result.json", result)
+        return result
+    finally:
+        folder.close()
+        if main:
+            atomic_write(folder.path / "report.html", render_report(folder.path).encode())
+
+
+def _finish(task: _Task, file: Path) -> dict[str, Any]:
+    """The result, and the weights in `file`."""
+    config, data, best = task.config, task.data, task.trainer.result.eval()
     result: dict[str, Any] = {"accuracy": None, "per_class": None}
     if data.x_test is not None and data.y_test is not None:
 
         def predict(images: Tensor) -> Tensor:
-            with cast():
+            with task.autocast():
                 logits: Tensor = best(images.contiguous(memory_format=torch.channels_last))
             return logits
 
         scores = score(predict, data.x_test, data.y_test)
         result = {"accuracy": scores.accuracy, "per_class": {"student": scores.per_class}}
-    result |= {
+    if parallel.rank() == 0:
+        save_network(file, getattr(best, "network"), _about(config, task.domain))  # noqa: B009 (a Normalised module)
+    return result | {
         "student_accuracy": result["accuracy"],
-        "steps": clock.step,
-        "total_seconds": round(clock.elapsed, 2),
+        "steps": task.clock.step,
+        "total_seconds": round(task.clock.elapsed, 2),
         "peak_rss_mb": peak_rss_mb(),
         "precision": config.precision,
         "threads": torch.get_num_threads(),
@@ -193,12 +296,3 @@ def _pretrain(
         "data": config.data,
         "file": str(file),
     }
-    if parallel.rank() == 0:
-        save_network(file, getattr(best, "network"), _about(config, domain))  # noqa: B009 (a Normalised module)
-    if folder is not None:
-        from datafree.report import render_report
-
-        write_json(folder.path / "result.json", result)
-        folder.close()
-        atomic_write(folder.path / "report.html", render_report(folder.path).encode())
-    return result

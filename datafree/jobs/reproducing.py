@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
 from datafree.config import parse_duration
+from datafree.jobs.standing import clear_left, held, is_left, lock_of, locked, stands, work_of
 from datafree.runs import atomic_write
 from datafree.tables import Cell, Table, TableResult, load_table, read_results, render
-from datafree.tables.results import WORK, current, outdated, read_result
+from datafree.tables.results import current, outdated
 from datafree.tables.specs import COSTS, find_tables, tables_folder, with_budget
 
 POLL_SECONDS = 0.1
@@ -78,23 +77,17 @@ def reproduce(
         KeyboardInterrupt: after the cells that were running have saved what they had.
     """
     read = load_table(table)
-    number, count = parse_shard(shard)
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}: give 1 or more")
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"--seeds is {seeds}: give 1 or more")
-    chosen = choose(read, cells, budget, allowed_costs(costs))
+    todo = _todo(read, cells, seeds, budget, shard, costs)
     folder = Path(out) / read.name
     read_results(folder)  # a malformed file is found before anything is run
-    todo = [(cell, seed) for cell in chosen for seed in range(seeds or read.seeds)][number::count]
-    missing, found = [], 0
-    for cell, seed in todo:
-        if _is_there(cell, folder / cell.file_name(seed), retry, say):
-            found += 1
-        else:
-            missing.append((cell, seed))
+    there = [_is_there(cell, folder / cell.file_name(seed), retry, say) for cell, seed in todo]
+    missing = [each for each, found in zip(todo, there, strict=True) if not found]
     page = Path(out) / f"{read.name}.md"
-    say(f"{read.name}: {len(todo)} cells and seeds, {found} there, {len(missing)} to run")
+    say(f"{read.name}: {len(todo)} cells and seeds, {sum(there)} there, {len(missing)} to run")
+    if not keep:
+        _tidy(folder / cell.file_name(seed) for cell, seed in todo)
     order = {
         "table": str(read.path.resolve()),
         "budget": budget,
@@ -102,38 +95,88 @@ def reproduce(
         "teachers": str(teachers) if teachers is not None else None,
         "download": download,
         "keep": keep,
+        "retry": retry,
     }
     try:
         skipped = Scheduler(order, folder, jobs, say).run(missing)
     finally:
         write_page(read, folder, page, budget)
-    results = [read_result(path) for cell, seed in missing if (path := folder / cell.file_name(seed)).exists()]
+    left = {name for name, _ in skipped}
+    ran = [held(folder / cell.file_name(seed)) for cell, seed in missing if full_name(cell, seed) not in left]
+    results = [result for result in ran if result is not None]
     return Reproduced(
         page=page,
         run=len(results),
-        found=found,
+        found=sum(there),
         failed=sum(not result.done for result in results),
         skipped=tuple(skipped),
     )
 
 
+def preview(
+    table: str | Path,
+    *,
+    out: str | Path = "results",
+    cells: Sequence[str] = (),
+    seeds: int | None = None,
+    budget: str | None = None,
+    shard: str = "0/1",
+    costs: Sequence[str] | None = None,
+    retry: bool = False,
+) -> list[tuple[str, str]]:
+    """What `reproduce` would see to: each cell and seed, its cost and what is there of it. Changes nothing.
+
+    Arguments as for `reproduce`; what a person can mend raises as there.
+    """
+    read = load_table(table)
+    rows = []
+    for cell, seed in _todo(read, cells, seeds, budget, shard, costs):
+        result = held(Path(out) / read.name / cell.file_name(seed))
+        words = [] if result is None else [outcome(result)]
+        if result is None or not stands(cell, result, retry):
+            words.append("to run" if result is None else "to run again")
+        rows.append((full_name(cell, seed), ", ".join([cell.cost, *words])))
+    return rows
+
+
+def full_name(cell: Cell, seed: int) -> str:
+    return f"{cell.name}, seed {seed}"
+
+
+def _todo(
+    table: Table,
+    cells: Sequence[str],
+    seeds: int | None,
+    budget: str | None,
+    shard: str,
+    costs: Sequence[str] | None,
+) -> list[tuple[Cell, int]]:
+    """The cells and seeds that are asked for, whatever is there of them."""
+    number, count = parse_shard(shard)
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"--seeds is {seeds}: give 1 or more")
+    chosen = choose(table, cells, budget, allowed_costs(costs))
+    return [(cell, seed) for cell in chosen for seed in range(seeds or table.seeds)][number::count]
+
+
 def _is_there(cell: Cell, path: Path, retry: bool, say: Callable[[str], None]) -> bool:
-    """Whether the cell has a result that stands. One that does not makes room, and so does the run it came from."""
-    if not path.exists():
+    """Whether the cell has a result that stands. Its process makes room for another: that holds the lock."""
+    result = held(path)
+    if result is None:
         return False
-    result = read_result(path)
-    other = outdated(cell, result)
-    if not other and (result.done or not retry):
-        return True
-    if other:
-        number = next(n for n in itertools.count(1) if not path.with_name(f"{path.stem}-old{n}.json").exists())
-        path.rename(path.with_name(f"{path.stem}-old{number}.json"))
+    if other := outdated(cell, result):
         then = ", ".join(f"{name} {before!r}, now {now!r}" for name, (before, now) in sorted(other.items()))
         say(f"{cell.name}: runs again, its result is of other defaults ({then}); the former one is kept")
-    else:
-        path.unlink()
-    shutil.rmtree(path.parent / WORK / path.stem, ignore_errors=True)
-    return False
+    return stands(cell, result, retry)
+
+
+def _tidy(paths: Iterable[Path]) -> None:
+    """Clears away what killed processes have left beside results, where nobody is at it."""
+    for path in paths:
+        if is_left(path):
+            with locked(lock_of(path), wait=False, remove=True) as mine:
+                if mine:
+                    clear_left(path)
 
 
 def write_page(table: Table, folder: Path, page: Path, budget: str | None = None) -> None:
@@ -157,13 +200,6 @@ def status(out: str | Path) -> list[tuple[Table, int, int]]:
 def _finished(table: Table, folder: Path) -> int:
     found, _ = current(table, read_results(folder / table.name))
     return sum(any(result.done for result in results) for results in found.values())
-
-
-def local_status(table: str | Path, out: str | Path) -> list[tuple[Cell, list[TableResult]]]:
-    """The cells of a table with the results that stand in `out`."""
-    read = load_table(table)
-    found, _ = current(read, read_results(Path(out) / read.name))
-    return [(cell, found[cell.name]) for cell in read.cells]
 
 
 def choose(table: Table, patterns: Sequence[str], budget: str | None, costs: Sequence[str]) -> list[Cell]:
@@ -217,7 +253,7 @@ class Scheduler:
 
     Attributes:
         order: what all children are told.
-        folder: of the results; the children's words go to runs/CELL.log there.
+        folder: of the results; the children's words go to runs/CELL.PID.log there, with our own number.
         jobs: places.
         say: called with a line a cell.
     """
@@ -238,13 +274,14 @@ class Scheduler:
                 for child in [child for child in running if child.process.poll() is not None]:
                     running.remove(child)
                     done += 1
-                    self.say(f"[{done}/{len(missing)}] {child.name}: {self._outcome(child, skipped)}")
+                    self.say(f"[{done}/{len(missing)}] {child.name}: {self.outcome(child, skipped)}")
                 time.sleep(POLL_SECONDS)
         finally:
             for child in running:  # interrupted: they have the signal, or get it by the end of their stdin
                 child.close()
             for child in running:
                 child.process.wait()
+                child.log.unlink(missing_ok=True)
         return skipped
 
     def _places(self, cell: Cell) -> int:
@@ -254,7 +291,7 @@ class Scheduler:
         places = self._places(cell)
         threads = cell.threads or (1 if self.jobs > 1 else None)
         path = self.folder / cell.file_name(seed)
-        log = self.folder / WORK / f"{path.stem}.log"
+        log = work_of(path).with_name(f"{path.stem}.{os.getpid()}.log")  # others may wait for this cell
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
         with open(log, "wb") as words:
@@ -269,15 +306,23 @@ class Scheduler:
         order = {**self.order, "cell": cell.name, "seed": seed, "threads": threads}
         process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()
-        return Child(f"{cell.name}, seed {seed}", process, process.stdin, places, path, log)
+        return Child(cell, seed, process, process.stdin, places, path, log)
 
-    def _outcome(self, child: Child, skipped: list[tuple[str, str]]) -> str:
+    def outcome(self, child: Child, skipped: list[tuple[str, str]]) -> str:
+        """What became of a cell whose process has ended, in a few words; adds to what was skipped.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+        """
         child.close()
-        code, words = child.process.returncode, child.log.read_text(encoding="utf-8", errors="replace").strip()
-        if child.path.exists():
+        code, words = child.process.returncode, child.words()
+        result = held(child.path)
+        if code in (0, 2, 130):  # it has said all; of a crash the log stays
             child.log.unlink(missing_ok=True)
-            return outcome(read_result(child.path))
-        reason = words.splitlines()[-1] if words else f"its process ended with {code}"
+        if result is not None and (code == 0 or stands(child.cell, result, self.order["retry"])):
+            child.log.unlink(missing_ok=True)
+            return outcome(result)
+        reason = words[-1] if words else f"its process ended with {code}"
         if code in (130, -2, -15):
             raise KeyboardInterrupt("interrupted; the same command goes on")
         skipped.append((child.name, reason))
@@ -288,12 +333,24 @@ class Scheduler:
 class Child:
     """A running cell."""
 
-    name: str
+    cell: Cell
+    seed: int
     process: subprocess.Popen[bytes]
     stdin: IO[bytes]
     places: int
     path: Path
     log: Path
+
+    @property
+    def name(self) -> str:
+        return full_name(self.cell, self.seed)
+
+    def words(self) -> list[str]:
+        """The lines that it has said; none where somebody has removed them."""
+        try:
+            return self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except FileNotFoundError:
+            return []
 
     def close(self) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -305,6 +362,6 @@ def outcome(result: TableResult) -> str:
     content = result.content
     if not result.done:
         return f"failed: {content['error']}"
-    held = content["scores"] or content["result"]
-    value = next(held[name] for name in ("accuracy_mean", "student_accuracy", "accuracy") if held.get(name) is not None)
+    found = content["scores"] or content["result"]
+    value = next(found[name] for name in ("accuracy_mean", "student_accuracy", "accuracy") if name in found)
     return f"{100 * value:.2f} % after {content['seconds']:.0f} s"

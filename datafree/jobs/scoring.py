@@ -17,9 +17,10 @@ from datafree.generators.noisy import Noisy
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.machine import find_device
 from datafree.jobs.manifest import from_manifest
+from datafree.jobs.writing import to_picture
 from datafree.models.checkpoint import find_checkpoint, read_checkpoint
 from datafree.pictures import png_bytes
-from datafree.runs import Run, atomic_write
+from datafree.runs import SAMPLES, Run, atomic_write, write_json
 
 
 def evaluate(
@@ -39,7 +40,7 @@ def evaluate(
     """Accuracy of a student (a run folder or a file) on a test split, and its fidelity to its teacher.
 
     The teacher is the run's own, if the student is a run folder; or the one given. Architectures and normalisations
-    are for files that do not say theirs.
+    are for files that do not say theirs; a teacher's is else the one of the data.
 
     Returns:
         accuracy, per_class, confusion; with a teacher also teacher_accuracy, agreement (fractions of 1) and kl (nats).
@@ -48,15 +49,15 @@ def evaluate(
         ValueError: something a person can mend; one line.
         FileNotFoundError: the data are not there.
     """
-    find_device(device)
+    place = find_device(device)
     # A file that says what images it takes goes before the data; of any other file they decide.
     known = None if _knows_its_images(student) else data
-    own = load_teacher(student, arch=arch, data=known, mean=mean, std=std, device=device)
+    own = load_teacher(student, arch=arch, data=known, mean=mean, std=std, device=place)
     network, domain = own.teacher.classifier, own.domain
     name = data or own.loaded.data
     if name is None:
         raise ValueError(f"{student} does not say which data it is for: give --data NAME")
-    held = load_data(name, download=download, device=device, splits=("test",))
+    held = load_data(name, download=download, device=place, splits=("test",))
     if held.x_test is None or held.y_test is None:
         raise ValueError(f"{name} has no test split: give data that has one")
     if held.domain.shape != domain.shape or held.domain.classes != domain.classes:
@@ -66,9 +67,9 @@ def evaluate(
         )
     found: LoadedTeacher | None = None
     if teacher is not None:
-        found = load_teacher(teacher, arch=teacher_arch, data=data, mean=teacher_mean, std=teacher_std, device=device)
+        found = load_teacher(teacher, arch=teacher_arch, data=name, mean=teacher_mean, std=teacher_std, device=place)
     elif (Path(student) / "run.json").is_file() and Run.open(student).manifest().get("job") == "train":
-        found = run_teacher(Run.open(student), device)
+        found = run_teacher(Run.open(student), place)
     scores = score(network, held.x_test, held.y_test, teacher=found.teacher if found is not None else None)
     return {"student": student, "data": name, **scores.to_dict()}
 
@@ -80,12 +81,16 @@ def _knows_its_images(source: str) -> bool:
     return bool(read_checkpoint(find_checkpoint(source)).metadata)
 
 
-def run_teacher(run: Run, device: str = "cpu") -> LoadedTeacher:
-    """The teacher of a run, as its manifest names it."""
+def run_teacher(run: Run, device: torch.device | str = "cpu") -> LoadedTeacher:
+    """The teacher of a run, as its manifest names it.
+
+    Raises:
+        ValueError: it is not there any more, or another network stands in its place.
+    """
     about = run.manifest()
     config, _ = from_manifest(about)
     domain = about["domain"]
-    return load_teacher(
+    found = load_teacher(
         config.teacher or str(run.path / "teacher.safetensors"),
         arch=config.arch,
         shape=tuple(domain["shape"]),
@@ -94,6 +99,11 @@ def run_teacher(run: Run, device: str = "cpu") -> LoadedTeacher:
         std=domain["std"],
         device=device,
     )
+    if found.loaded.sha256 != about["teacher"]["sha256"]:
+        raise ValueError(
+            f"{found.loaded.source} has changed since the run in {run.path} was made: put the run's own teacher back"
+        )
+    return found
 
 
 @torch.no_grad()
@@ -103,9 +113,10 @@ def sample(
     """Writes n images of a run's generator as PNG, and the teacher's logits and probabilities for them.
 
     OUT/images/000000.png ..., and OUT/labels.safetensors with `logits` and `probabilities` (n, classes) in their order.
+    OUT/sampling.json says of what run they are, and by which seed.
 
     Raises:
-        ValueError: the run has no generator, or the folder is not empty.
+        ValueError: the run has no generator or another teacher by now, or the folder is not empty.
     """
     from safetensors.torch import load_file, save
 
@@ -117,7 +128,7 @@ def sample(
         raise ValueError(f"{out} holds a run: give another --out")
     if not 0 <= seed < 2**63:
         raise ValueError(f"--seed is {seed}: give a number from 0 to below 2^63")
-    find_device(device)
+    place = find_device(device)
     source = Run.open(run)
     file = source.path / "generator.safetensors"
     if not file.is_file():
@@ -127,22 +138,23 @@ def sample(
     about = _about(file)
     generator = _generator(about)
     generator.load_state_dict(load_file(file))
-    generator.train().to(device)  # batch statistics, as when the student was shown its images
-    teacher = run_teacher(source, device).teacher
-    folder = Run.create(out, "sample", force=force).path
-    (folder / "images").mkdir(exist_ok=True)
-    rng, made = torch.Generator().manual_seed(seed), 0
-    logits: list[Tensor] = []
-    while made < n:
-        images = _batch(generator, about, rng, device)[: n - made].cpu()
-        images = (images * 255).round().div(255)
-        logits.append(teacher(images.to(device)).cpu())
-        for i, image in enumerate(images):
-            atomic_write(folder / "images" / f"{made + i:06d}.png", png_bytes(_picture(image)))
-        made += len(images)
-    stacked = torch.cat(logits)
-    atomic_write(folder / "labels.safetensors", save({"logits": stacked, "probabilities": stacked.softmax(1)}))
-    return folder
+    generator.train().to(place)  # batch statistics, as when the student was shown its images
+    teacher = run_teacher(source, place).teacher
+    with Run.create(out, "sample", force=force) as folder:
+        write_json(folder.path / SAMPLES, {"run": str(source.path), "n": n, "seed": seed})
+        rng, made = torch.Generator().manual_seed(seed), 0
+        logits: list[Tensor] = []
+        while made < n:
+            images = _batch(generator, about, rng, place)[: n - made].cpu()
+            images = (images * 255).round().div(255)
+            logits.append(teacher(images.to(place)).cpu())
+            for i, image in enumerate(images):
+                folder.picture(f"{made + i:06d}", png_bytes(to_picture(image)))
+            made += len(images)
+        stacked = torch.cat(logits)
+        labels = save({"logits": stacked, "probabilities": stacked.softmax(1)})
+        atomic_write(folder.path / "labels.safetensors", labels)
+    return folder.path
 
 
 def _generator(about: dict[str, Any]) -> nn.Module:
@@ -155,21 +167,12 @@ def _generator(about: dict[str, Any]) -> nn.Module:
     return generator
 
 
-def _batch(generator: nn.Module, about: dict[str, Any], rng: torch.Generator, device: str) -> Tensor:
+def _batch(generator: nn.Module, about: dict[str, Any], rng: torch.Generator, device: torch.device) -> Tensor:
     """A batch of images; a noisy layer is drawn anew for each."""
     if isinstance(generator, Noisy):
         generator.noise.draw(rng)
         return torch.as_tensor(generator(torch.tensor(about["targets"], device=device)))
     return torch.as_tensor(generator(torch.randn(100, about["latent"], generator=rng).to(device)))
-
-
-def _picture(image: Tensor) -> Any:
-    from PIL import Image
-
-    pixels = (image * 255).round().to(torch.uint8).numpy()
-    if len(pixels) not in (1, 3):
-        raise ValueError(f"images of {len(pixels)} channels cannot be written as PNG: use the Python API")
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 def _about(file: Path) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +30,14 @@ from datafree.training import Clock, Seconds, Trainer
 
 PICTURES = 10  # grids over a run
 LOG_SECONDS = 1.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C: the step was ended and saved. `path` is the run's folder, `job` the command that goes on."""
+
+    def __init__(self, path: Path, job: str = "train") -> None:
+        super().__init__(f"interrupted; go on with: datafree {job} --resume --out {shlex.quote(str(path))}")
+        self.path = path
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from datafree.jobs.machine import prepare
 from datafree.jobs.manifest import from_manifest, manifest, split_options
 from datafree.jobs.planning import Plan, expected_memory_mb, make_plan
 from datafree.jobs.pretraining import embedded_teacher, untrained_teacher
-from datafree.jobs.session import Session, finish, interruptible
+from datafree.jobs.session import Interrupted, Session, finish, interruptible
 from datafree.report import render_report
 from datafree.runs import CHECKPOINT, Run, atomic_write, write_json
 from datafree.training import TermError
@@ -29,14 +28,6 @@ TEACHER = "teacher.safetensors"  # of the embedded job, in the run's folder
 
 Say = Callable[[str], None]
 Show = Callable[[Mapping[str, Any]], None]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C: the step was ended and saved. `path` is the run's folder, `job` the command that goes on."""
-
-    def __init__(self, path: Path, job: str = "train") -> None:
-        super().__init__(f"interrupted; go on with: datafree {job} --resume --out {shlex.quote(str(path))}")
-        self.path = path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,25 +78,26 @@ def train(
     plan = _first_plan(config, options, device)  # whatever is wrong is found before anything is written
     if config.teacher is not None and out is not None and _lies_in(config.teacher, out):
         raise ValueError(f"--teacher {config.teacher} lies in --out {out}, which is overwritten: give another --out")
-    run = Run.create(out, f"train-{config.method}", force=force) if parallel.rank() == 0 else Run(Path())
-    run.path = Path(parallel.from_first(str(run.path)))
-    if config.teacher is None:
-        file = embedded_teacher(config, run.path / TEACHER, device, say)
-        plan = make_plan(config, options, device, embedded_teacher=file)
-    for line in plan.choices:
-        say(line)
-    for line in plan.warnings:
-        say(f"warning: {line}")
-    if parallel.rank() == 0:
-        write_json(run.path / "run.json", manifest(plan))
-    return _execute(plan, run, None, say, show)
+    name = f"train-{config.method}"
+    with Run.create(out, name, force=force) if parallel.rank() == 0 else Run(Path()) as run:
+        run.path = Path(parallel.from_first(str(run.path)))
+        if config.teacher is None:
+            file = embedded_teacher(config, run.path / TEACHER, device, say)
+            plan = make_plan(config, options, device, embedded_teacher=file)
+        for line in plan.choices:
+            say(line)
+        for line in plan.warnings:
+            say(f"warning: {line}")
+        if parallel.rank() == 0:
+            write_json(run.path / "run.json", manifest(plan))
+        return _execute(plan, run, None, say, show)
 
 
 def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent) -> Result:
     """Goes on with the run in `out` from its last whole checkpoint; a finished run is returned as it is.
 
     Raises:
-        ValueError: no run is there, or its teacher has changed.
+        ValueError: no run is there, it is being written by another process, or its teacher has changed.
     """
     run = Run.open(out)
     about = run.manifest()
@@ -113,21 +105,19 @@ def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent) -> Resu
         raise ValueError(f"{run.path} holds a {about.get('job')} run: start that again, it is not resumed")
     config, options = from_manifest(about)
     device = prepare(config)
-    file = None
-    if config.teacher is None:
-        file = embedded_teacher(config, run.path / TEACHER, device, say)
-    plan = make_plan(config, options, device, embedded_teacher=file)
-    if about["teacher"]["sha256"] != plan.teacher.loaded.sha256:
-        raise ValueError(f"{plan.teacher.loaded.source} has changed since the run began: start anew with another --out")
     finished = run.result()
-    if finished is not None:
-        say(f"the run in {run.path} is finished")
-        return Result(path=run.path, metrics=finished, student=load_student(str(run.path), arch=config.student)[0])
-    state, warnings = run.load_checkpoint()
-    for line in warnings:
-        say(f"warning: {line}")
-    say(f"going on from step {state['clock']['step']}" if state else "no checkpoint yet: starting from step 0")
-    return _execute(plan, run, state, say, show)
+    with run.lock() if finished is None and parallel.rank() == 0 else run:
+        file = None
+        if config.teacher is None:
+            file = embedded_teacher(config, run.path / TEACHER, device, say)
+        plan = make_plan(config, options, device, embedded_teacher=file)
+        source = plan.teacher.loaded.source
+        if about["teacher"]["sha256"] != plan.teacher.loaded.sha256:
+            raise ValueError(f"{source} has changed since the run began: start anew with another --out")
+        if finished is not None:
+            say(f"the run in {run.path} is finished")
+            return Result(path=run.path, metrics=finished, student=load_student(str(run.path), arch=config.student)[0])
+        return _execute(plan, run, run.last_checkpoint(say), say, show)
 
 
 def dry_run(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]:

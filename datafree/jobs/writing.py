@@ -44,10 +44,16 @@ def class_folders(condensed: CondensedSet) -> list[str]:
 
 
 def to_picture(image: Tensor) -> Any:
-    """A PIL image of (C, H, W) in [0, 1], of one or three channels; rounded to 8 bits."""
+    """A PIL image of (C, H, W) in [0, 1], rounded to 8 bits.
+
+    Raises:
+        ValueError: it has other than one or three channels.
+    """
     from PIL import Image
 
     pixels = (image * 255).round().to(torch.uint8).numpy()
+    if len(pixels) not in (1, 3):
+        raise ValueError(f"images of {len(pixels)} channels cannot be written as PNG: use the Python API")
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 

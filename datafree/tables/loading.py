@@ -3,40 +3,106 @@
     title, papers, metric, protocol, notes    what the table is; notes are shown below the title
     order, layout, budgets, seeds, cost       place on the page; "rows", "matrix" or "speed"; lengths; seeds
     [options]                                 of every cell, as the job's flags
-    [teachers.NAME]                           a file (with sha256, arch, mean, std), a source, or how it is trained
+    [teachers.NAME]                           a file (with sha256, arch, mean, std), a source, or options of pretrain
     [groups.NAME]                             title, job, teacher, rows, cost, evaluation, options
     [rows.NAME]                               title, job, groups, cost, options; its method is its name unless said
     [cells.GROUP.ROW]                         options of one cell, over all others
     [published.GROUP.ROW]                     value, spread, source, tolerance (points)
 
-Whatever is misspelt or impossible is an error that names the file and the line.
+Whatever is misspelt or impossible is an error that names the file and the line. Only when a cell is run is seen what
+needs torch (presets, protocols, networks of torchvision and timm) and what lies elsewhere (files, FILE.py:FUNCTION).
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from datafree import condensation, synthesis
-from datafree.config import fields_of, light_config, replace
+from datafree.config import PretrainConfig, fields_of, light_config, parse_duration, replace
+from datafree.data.sources import split_name
+from datafree.models import model_names
 from datafree.tables.defaults import JOBS, SPECS
 from datafree.tables.specs import COSTS, EVALUATION, LENGTHS, Cell, Published, Table, find_tables
 
 METHODS: dict[str, Any] = {"train": synthesis.METHODS, "condense": condensation.METHODS}
-KEYS = {
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value may be, in words that follow "give", and whether one is."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _all(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(holds, value))
+
+
+def _length(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and parse_duration(value) > 0
+    except ValueError:
+        return False
+
+
+def one_of(*known: str) -> Kind:
+    return Kind(f"one of {', '.join(known)}", lambda value: value in known)
+
+
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+TEXTS = Kind("a list of texts", _all(TEXT.holds))
+NUMBER = Kind("a number", _number)
+NUMBERS = Kind("a list of numbers", _all(_number))
+WHOLE = Kind("a whole number", _whole)
+COUNT = Kind("a whole number above 0", lambda value: _whole(value) and value > 0)
+TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
+SECTION = Kind("a section", lambda value: isinstance(value, dict))
+TIMES = Kind('a list of times, such as ["10m", "30m"]', lambda value: bool(value) and _all(_length)(value))
+JOB, COST = one_of(*JOBS), one_of(*COSTS)
+
+KEYS: dict[str, dict[str, Kind]] = {
     "": {
-        *("title", "papers", "metric", "protocol", "notes", "order", "layout", "budgets", "seeds", "cost", "tolerance"),
-        *("options", "teachers", "groups", "rows", "cells", "published"),
+        **dict.fromkeys(("title", "metric", "protocol", "notes"), TEXT),
+        **dict.fromkeys(("options", "teachers", "groups", "rows", "cells", "published"), SECTION),
+        "papers": TEXTS, "order": WHOLE, "layout": one_of("rows", "matrix", "speed"), "budgets": TIMES,
+        "seeds": COUNT, "cost": COST, "tolerance": NUMBER,
     },
-    "teachers": {"title", "file", "source", "sha256", "arch", "mean", "std", "pretrain"},
-    "groups": {"title", "job", "teacher", "rows", "cost", "budgets", "evaluation", "options"},
-    "rows": {"title", "job", "groups", "cost", "options", "budgets"},
-    "published": {"value", "spread", "source", "tolerance"},
-}
+    "teachers": {
+        **dict.fromkeys(("title", "file", "source", "sha256", "arch"), TEXT),
+        "mean": NUMBERS, "std": NUMBERS, "pretrain": SECTION,
+    },
+    "groups": {
+        "title": TEXT, "job": JOB, "teacher": TEXT, "rows": TEXTS, "cost": COST, "budgets": TIMES,
+        "evaluation": SECTION, "options": SECTION,
+    },
+    "rows": {"title": TEXT, "job": JOB, "groups": TEXTS, "cost": COST, "options": SECTION, "budgets": TIMES},
+    "published": {"value": NUMBER, "spread": NUMBER, "source": TEXT, "tolerance": NUMBER},
+    "evaluation": {
+        "protocol": TEXT, "networks": COUNT, "archs": TEXTS, "precision": one_of("32", "bf16"), "validation": TRUTH,
+    },
+}  # fmt: skip
+# What an option may be, by its field's type.
+TYPES = {int: WHOLE, float: NUMBER, str: TEXT, bool: TRUTH, tuple: NUMBERS}
+# The options that name networks.
+NETWORKS = {"train": ("student", "arch"), "pretrain": ("arch",), "condense": ("arch", "teacher")}
+AUTO = ("auto",)  # what condensing takes besides
+JUDGED = (*AUTO, "lenet")  # and judging: the field's short name for LeNet-5
 
 
 def load_table(table: str | Path) -> Table:
@@ -91,22 +157,24 @@ class Reader:
     def fail(self, message: str, *keys: str) -> ValueError:
         return ValueError(f"{self.path}:{self.line(*keys)}: {message}")
 
+    def check(self, value: Any, kind: Kind, *where: str) -> None:
+        if not kind.holds(value):
+            raise self.fail(f"{'.'.join(where)} is {value!r}: give {kind.words}", *where)
+
     def check_keys(self, held: Any, kind: str, *where: str) -> None:
-        """`held` is a table whose keys are all known for its kind."""
-        if not isinstance(held, dict):
-            raise self.fail(f"{'.'.join(where)} is {held!r}: give a section", *where)
-        for key in held:
+        """`held` is a section whose keys are all known for its kind, with values that they may have."""
+        self.check(held, SECTION, *where)
+        for key, value in held.items():
             if key not in KEYS[kind]:
                 raise self.fail(
                     f"unknown key {key!r}{' of ' + '.'.join(where) if where else ''}: "
                     f"take one of {', '.join(sorted(KEYS[kind]))}",
                     *where, key,
                 )  # fmt: skip
+            self.check(value, KEYS[kind][key], *where, key)
 
     def section(self, name: str) -> dict[str, Any]:
         held: dict[str, Any] = self.content.get(name, {})
-        if not isinstance(held, dict):
-            raise self.fail(f"{name} is {held!r}: give a section", name)
         return held
 
     def table(self) -> Table:
@@ -115,6 +183,10 @@ class Reader:
         for kind in ("teachers", "groups", "rows"):
             for name, held in self.section(kind).items():
                 self.check_keys(held, kind, kind, name)
+        for name, held in self.section("teachers").items():
+            self._check_teacher(held, "teachers", name)
+        for name, held in self.section("groups").items():
+            self._check_evaluation(held.get("evaluation", {}), "groups", name, "evaluation")
         for key in ("title", "groups", "rows"):
             if not content.get(key):
                 raise self.fail(f"the table has no {key}: give it", key)
@@ -140,14 +212,37 @@ class Reader:
             protocol=str(content.get("protocol", "")),
             notes=str(content.get("notes", "")).strip(),
             order=int(content.get("order", 99)),
-            layout=self._one_of(content.get("layout", "rows"), ("rows", "matrix", "speed"), "layout"),
+            layout=str(content.get("layout", "rows")),
             seeds=int(content.get("seeds", 1)),
         )
 
-    def _one_of(self, value: Any, known: tuple[str, ...], *where: str) -> str:
-        if value not in known:
-            raise self.fail(f"{where[-1]} is {value!r}: take {', '.join(known)}", *where)
-        return str(value)
+    def _check_teacher(self, held: dict[str, Any], *where: str) -> None:
+        """Where it comes from is said once; how it is trained are options of `pretrain`."""
+        ways = [key for key in ("file", "source", "pretrain") if key in held]
+        if len(ways) != 1:
+            raise self.fail(
+                f"{'.'.join(where)} has {' and '.join(ways) or 'no origin'}: give one of file, source, pretrain", *where
+            )
+        if "arch" in held:
+            self._check_network(held["arch"], (), *where, "arch")
+        recipe = held.get("pretrain", {})
+        for name in recipe:
+            if name not in {field.name for field in fields_of(PretrainConfig)} - {"download"}:
+                raise self.fail(f"unknown option {name!r} of pretrain", *where, "pretrain", name)
+        self._check_values("pretrain", None, recipe, lambda name: (*where, "pretrain", name))
+
+    def _check_evaluation(self, held: dict[str, Any], *where: str) -> None:
+        self.check_keys(held, "evaluation", *where)
+        for arch in held.get("archs", ()):
+            self._check_network(arch, JUDGED, *where, "archs")
+
+    def _check_network(self, name: str, besides: tuple[str, ...], *where: str) -> None:
+        """Names with a colon are torchvision's, timm's and those of files: torch alone knows whether they exist."""
+        known = (*model_names(), *besides)
+        if ":" not in name and name not in known:
+            near = difflib.get_close_matches(name, known, 3, 0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else "'datafree list models' shows all"
+            raise self.fail(f"unknown network {name!r}: {hint}", *where)
 
     def _check_crossings(self) -> None:
         """Cells and published figures are of groups and rows that exist; figures name their source."""
@@ -156,12 +251,14 @@ class Reader:
             for group, held in self.section(kind).items():
                 if group not in groups:
                     raise self.fail(f"{kind}: unknown group {group!r}: take one of {', '.join(groups)}", kind, group)
+                self.check(held, SECTION, kind, group)
                 for row, entry in held.items():
                     if row not in rows:
                         raise self.fail(f"{kind}: unknown row {row!r}: take one of {', '.join(rows)}", kind, group, row)
+                    self.check(entry, SECTION, kind, group, row)
                     if kind == "published":
                         self.check_keys(entry, "published", kind, group, row)
-                        if not isinstance(entry.get("value"), int | float):
+                        if "value" not in entry:
                             raise self.fail(f"published {group}.{row} has no value in per cent", kind, group, row)
                         if not entry.get("source"):
                             raise self.fail(
@@ -187,7 +284,7 @@ class Reader:
     def _cell(
         self, group: str, of: dict[str, Any], row: str, held: dict[str, Any], budget: str | None, *, several: bool
     ) -> Cell:
-        job = self._one_of(held.get("job", of.get("job", "train")), tuple(JOBS), "rows", row, "job")
+        job = str(held.get("job", of.get("job", "train")))
         over = self.section("cells").get(group, {}).get(row, {})
         layers = {
             ("options",): self.section("options"),
@@ -211,8 +308,6 @@ class Reader:
         if teacher is not None and teacher not in self.section("teachers"):
             raise self.fail(f"unknown teacher {teacher!r}: give [teachers.{teacher}]", "groups", group, "teacher")
         evaluation = EVALUATION | of.get("evaluation", {}) if job == "condense" else None
-        if evaluation is not None and set(evaluation) != set(EVALUATION):
-            raise self.fail(f"evaluation takes {', '.join(EVALUATION)}", "groups", group, "evaluation")
         cost = held.get("cost", of.get("cost", self.content.get("cost", "minutes")))
         quoted = self.section("published").get(group, {}).get(row)
         published = None
@@ -239,7 +334,7 @@ class Reader:
                 else None
             ),
             evaluation=evaluation,
-            cost=self._one_of(cost, COSTS, "groups", group, "cost"),
+            cost=str(cost),
             published=published,
             file=str(self.path),
             line=self.line("rows", row),
@@ -251,8 +346,10 @@ class Reader:
         """The options, each known to the job or to its method, with values that these accept; lists as tuples."""
 
         def place(name: str) -> tuple[str, ...]:
-            """Where the option was last given."""
-            return next(((*where, name) for where, held in reversed(layers.items()) if name in held), ("rows", row))
+            """Where the option was last given; a baseline's network may be given as the group's student."""
+            names = (name, "student") if job == "pretrain" and name == "arch" else (name,)
+            given = [(*where, each) for where, held in reversed(layers.items()) for each in names if each in held]
+            return given[0] if given else ("rows", row)
 
         own: Any = None
         if job in SPECS:
@@ -271,7 +368,21 @@ class Reader:
             )
         if "seed" in options:
             raise self.fail("seed is no option: seeds are counted from 0", *place("seed"))
+        self._check_values(job, own, options, place)
+        return options
+
+    def _check_values(
+        self, job: str, own: Any, options: Mapping[str, Any], place: Callable[[str], tuple[str, ...]]
+    ) -> None:
+        """Values of known options: their types, what the configurations accept, the names of networks and data."""
+        fields = {field.name: field for each in (JOBS[job], own) if each is not None for field in fields_of(each)}
+        for name, value in options.items():
+            if not TYPES[fields[name].type].holds(value):
+                raise self.fail(
+                    f"{fields[name].flag} is {value!r}: give {TYPES[fields[name].type].words}", *place(name)
+                )
         plain = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        common = {field.name for field in fields_of(JOBS[job])}
         try:
             replace(JOBS[job](), {k: v for k, v in plain.items() if k in common})
             if own is not None:
@@ -279,7 +390,14 @@ class Reader:
         except (ValueError, TypeError) as error:
             name = next((n for n in options if f"--{n.replace('_', '-')}" in str(error)), "method")
             raise self.fail(str(error), *place(name)) from error
-        return options
+        for name in NETWORKS[job]:
+            if name in options:
+                self._check_network(options[name], AUTO if job == "condense" else (), *place(name))
+        if "data" in options:
+            try:
+                split_name(options["data"])
+            except ValueError as error:
+                raise self.fail(str(error), *place("data")) from error
 
 
 def _dotted(text: str) -> tuple[str, ...]:

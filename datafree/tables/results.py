@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,12 +33,13 @@ KEYS: dict[str, Any] = {
     "curve": list,
     "run": dict | None,
 }
-# What the pages read of a finished result, by job.
+# The numbers that the pages read of a finished result, and of its scores, by job.
 NEEDS = {
     "train": ("student_accuracy", "steps", "images", "total_seconds"),
     "pretrain": ("accuracy", "steps", "total_seconds"),
     "condense": ("steps", "decoded_images", "preparation_seconds"),
 }
+SCORES = {"condense": ("accuracy_mean", "accuracy_std", "networks", "seconds")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +63,23 @@ def make_content(
     seed: int,
     *,
     seconds: float,
+    defaults: Mapping[str, Any],
     error: str | None = None,
     result: Mapping[str, Any] | None = None,
     scores: Mapping[str, Any] | None = None,
     curve: Iterable[Any] = (),
     run: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of a cell's result file. Folders of the machine are left out of all texts."""
+    """The content of a cell's result file. Folders of the machine are left out of all texts.
+
+    Args:
+        cell: what was run.
+        seed: of the run.
+        seconds: that it took.
+        defaults: `defaults_of` the cell from before the run began: sources may be edited while it runs.
+        error: what it failed with; None: it is done.
+        result, scores, curve, run: what it gave, and its manifest.
+    """
     named = without_folders({"error": error, "result": result, "scores": scores, "run": run})
     return {
         "schema": SCHEMA,
@@ -75,7 +88,7 @@ def make_content(
         "seed": seed,
         "hash": cell.digest(seed),
         "spec": cell.spec(seed),
-        "defaults": defaults_of(cell.job, cell.options),
+        "defaults": dict(defaults),
         "status": "done" if error is None else "failed",
         "seconds": round(seconds, 1),
         "curve": list(curve),
@@ -92,10 +105,21 @@ def without_folders(value: Any) -> Any:
     return re.sub(r"(?<![\w.])[^\s:'\"=]*/(?=[^/\s]+)", "", value) if isinstance(value, str) else value
 
 
+def lacking(job: str, result: Mapping[str, Any] | None, scores: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    """("result" or "scores", name) of the first number that the pages show and a finished run does not give, if any."""
+    for part, held, names in (("result", result, NEEDS), ("scores", scores, SCORES)):
+        for name in names.get(job, ()):
+            value = (held or {}).get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                return part, name
+    return None
+
+
 def read_result(path: Path) -> TableResult:
     """One result file.
 
     Raises:
+        FileNotFoundError: it is not there (any more).
         ValueError: it is malformed; names the file and the line.
     """
     text = path.read_text(encoding="utf-8")
@@ -127,9 +151,9 @@ def read_result(path: Path) -> TableResult:
     if (content["status"] == "failed") != (content["error"] is not None):
         raise fail("a failed result has an error, and a finished one has none", "error")
     if content["status"] == "done":
-        for key in NEEDS.get(content["spec"].get("job"), ()):
-            if key not in (content["result"] or {}):
-                raise fail(f"its result has no {key!r}", "result")
+        missing = lacking(str(content["spec"].get("job")), content["result"], content["scores"])
+        if missing is not None:
+            raise fail(f"no number {missing[1]!r} in its {missing[0]}", missing[0])
     return TableResult(
         path=path,
         cell=content["cell"],
@@ -142,7 +166,11 @@ def read_result(path: Path) -> TableResult:
 
 def read_results(folder: Path) -> list[TableResult]:
     """All result files of a table's folder, by name; none where there is no folder."""
-    return [read_result(path) for path in sorted(folder.glob("*.json"))]
+    results = []
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(FileNotFoundError):  # another process may take one away meanwhile, to run it again
+            results.append(read_result(path))
+    return results
 
 
 def current(table: Table, results: Iterable[TableResult]) -> tuple[dict[str, list[TableResult]], list[TableResult]]:

@@ -42,6 +42,9 @@ NUMBERS = """--steps -3|--steps is -3: give a number above 0
 --weight-decay -1|--weight-decay is -1.0
 --checkpoint-every 0|--checkpoint-every is 0.0
 --evaluations -1|--evaluations is -1
+--prior nan,1,1,1,1,1,1,1,1,1|--prior is (nan, 1.0
+--prior inf,1,1,1,1,1,1,1,1,1|give one share a class, 0 or more, not all 0
+--prior 0,0|give one share a class, 0 or more, not all 0
 --milestones 2|--milestones is (2.0,): give shares of the run
 --budget nonsense|--budget is 'nonsense': give a time such as 90s, 15m or 1.5h
 --budget -5m|give a time such as
@@ -196,6 +199,30 @@ def test_resume_refuses_other_flags(cli: Cli, tmp_path: Path, flags: str) -> Non
     assert answer.status == 2
     assert f"leave out {flags.split()[0]}" in answer.err
     assert len(answer.err.splitlines()) == 2
+
+
+def test_a_killed_pretraining_goes_on(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one of another job is refused."""
+    from datafree.jobs import pretraining
+
+    def power_cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    short = ("--steps", 3, "--batch-size", 300, "--checkpoint-every", 1e-9)
+    assert cli("pretrain", *short, "--out", "straight", "-q").status == 0
+    monkeypatch.setattr(pretraining, "save_network", power_cut)
+    assert cli("pretrain", *short, "--out", "net", "-q").status == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    refused(cli("train", "--resume", "--out", "net"), "net/run.json is of a pretrain run")
+    answer = cli("pretrain", "--resume", "--out", "net")
+    assert answer.status == 0, answer
+    assert "going on from step 3" in answer.err
+    assert "net/model.safetensors" in answer.out
+    networks = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "net")]
+    assert networks[0] == networks[1]
+    answer = cli("pretrain", "--resume", "--out", "net")
+    assert (answer.status, "the run in net is finished" in answer.err) == (0, True)
 
 
 @pytest.mark.parametrize(

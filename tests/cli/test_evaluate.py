@@ -66,6 +66,35 @@ def test_space_is_for_sets(cli: Cli) -> None:
     assert "run is no condensed set, and --space is for sets: leave it out" in answer.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--seed", 0), "--seed"),
+        (("--precision", "32"), "--precision"),
+        (("--precision", "bf16", "--seed", 3, "--seeds", 2), "--precision, --seed, --seeds"),
+    ],
+)
+def test_a_student_is_not_trained(cli: Cli, teacher: Path, flags: tuple[object, ...], named: str) -> None:
+    """So nothing is drawn, and no arithmetic can be chosen: what was given would go unread."""
+    answer = cli("evaluate", teacher, *flags)
+    assert (answer.status, answer.out) == (2, "")
+    assert f"is no condensed set, and {named} is for sets: leave it out" in answer.err
+    assert len(answer.err.splitlines()) == 1
+
+
+def test_a_set_is_scored_with_the_seed_and_the_arithmetic(cli: Cli, a_set: str, rates: list[float | None]) -> None:
+    for flags, wanted in (((), (0, "32")), (("--seed", 3, "--precision", "bf16"), (3, "bf16"))):
+        scores = json.loads(cli("evaluate", a_set, "--seeds", 1, "--arch", "mlp", "--json", *flags).out)
+        assert (scores["seed"], scores["precision"]) == wanted
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_device_is_found(cli: Cli, teacher: Path, device: str) -> None:
+    answer = cli("evaluate", teacher, "--device", device, "--json")
+    assert answer.status == 0, answer
+    assert json.loads(answer.out)["images"] == 355
+
+
 @pytest.mark.parametrize(("flags", "rate"), [((), 0.03), (("--set-lr", 0.05), 0.05)])
 def test_the_rate_of_the_set_can_be_replaced(
     cli: Cli, a_set: str, flags: tuple[object, ...], rate: float, rates: list[float | None]

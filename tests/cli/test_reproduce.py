@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from datafree.jobs.cell import run_cell
+from datafree.jobs.reproducing import Scheduler, full_name
+from datafree.tables import load_table
 
 TINY = """\
 title = "Tiny"
@@ -18,7 +25,7 @@ options = { data = "digits", steps = 2, threads = 1 }
 options = { arch = "lenet5_half" }
 
 [rows.nonsense]
-options = { arch = "nonsense" }
+options = { arch = "torchvision:nonsense" }
 """
 
 
@@ -41,10 +48,55 @@ def test_a_dry_run_says_what_is_to_run_and_runs_nothing(cli, tiny, tmp_path):
     answer = cli("reproduce", tiny, "--dry-run", "--out", tmp_path / "out")
     assert answer.status == 0
     assert [line.split() for line in answer.out.splitlines()] == [
-        ["a/half", "minutes,", "to", "run"],
-        ["a/nonsense", "minutes,", "to", "run"],
+        ["a/half,", "seed", "0", "minutes,", "to", "run"],
+        ["a/nonsense,", "seed", "0", "minutes,", "to", "run"],
     ]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--seeds", 2], ["a/half, seed 0", "a/half, seed 1", "a/nonsense, seed 0", "a/nonsense, seed 1"]),
+        (["--seeds", 2, "--shard", "1/3"], ["a/half, seed 1"]),
+        (["--budget", "5m"], ["a/half@5m, seed 0", "a/nonsense@5m, seed 0"]),
+        (["--cell", "a/half", "--seeds", 2, "--budget", "5m", "--shard", "1/2"], ["a/half@5m, seed 1"]),
+    ],
+)
+def test_a_dry_run_lists_what_the_same_flags_would_run(cli, tiny, tmp_path, monkeypatch, flags, names):
+    asked: list[str] = []
+
+    def run(_: Scheduler, missing: list[Any]) -> list[Any]:
+        asked.extend(full_name(*each) for each in missing)
+        return []
+
+    monkeypatch.setattr(Scheduler, "run", run)
+    listed = cli("reproduce", tiny, "--dry-run", "--out", tmp_path / "out", *flags).out.splitlines()
+    assert [line.split("  ")[1] for line in listed] == names
+    cli("reproduce", tiny, "--out", tmp_path / "out", *flags)
+    assert asked == names
+
+
+def test_a_dry_run_says_what_is_there(cli, tiny, tmp_path):
+    folder = tmp_path / "out" / "tiny"
+    path, _ = (run_cell(cell, 0, folder) for cell in load_table(tiny).cells)
+
+    def states(*flags: str) -> list[str]:
+        listed = cli("reproduce", tiny, "--dry-run", "--out", tmp_path / "out", *flags).out.splitlines()
+        return [line.split("  ")[-1] for line in listed]
+
+    done, failed = states()
+    assert re.fullmatch(r"minutes, \d+\.\d\d % after \d+ s", done)
+    assert re.fullmatch(r"minutes, failed: .*nonsense.*", failed)
+    assert states("--retry") == [done, f"{failed}, to run again"]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, "defaults": {**content["defaults"], "ema": 0.125}}), encoding="utf-8")
+    assert states() == [f"{done}, to run again", failed]
+
+
+def test_a_dry_run_of_nothing_says_so(cli, tiny, tmp_path):
+    answer = cli("reproduce", tiny, "--dry-run", "--shard", "7/8")
+    assert (answer.status, answer.out) == (0, "no cells: --cost and --shard leave none\n")
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_run_writes_what_it_promises(cli: Cli, teacher: Path, short: Short, tm
     assert labels["logits"].shape == labels["probabilities"].shape == (20, 10)
     assert torch.allclose(labels["probabilities"].sum(1), torch.ones(20), atol=1e-5)
     assert cli("sample", "run", "--n", 20, "--out", "samples").status == 2
-    assert cli("sample", "run", "--n", 3, "--out", "samples", "--force").status == 0
+    assert cli("sample", "run", "--n", 3, "--out", "samples", "--device", "auto", "--force").status == 0
     assert len(list((tmp_path / "samples" / "images").iterdir())) == 3
 
 

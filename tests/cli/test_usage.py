@@ -38,6 +38,8 @@ QUICK = [
     ("train --config none.json", 2),
     ("train --resume --out none", 2),
     ("train --resume", 2),
+    ("pretrain --resume --out none", 2),
+    ("pretrain --resume", 2),
     ("list", 2),
     ("evaluate", 2),
 ]
@@ -116,6 +118,15 @@ def test_train_help_shows_the_flags_that_scripts_rely_on(cli: Callable[..., Any]
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_a_job_says_its_own_default_batch(cli: Callable[..., Any]) -> None:
+    """The two commands share the option, not its default."""
+    from datafree.jobs.pretraining import DEFAULTS
+
+    lines = {command: " ".join(cli(command, "--help").out.split()) for command in ("train", "pretrain")}
+    assert "images a step; default: 256 at 32 px and below" in lines["train"]
+    assert f"images a step; default: {DEFAULTS['batch_size']} --" in lines["pretrain"]
+
+
 def test_a_methods_help_adds_its_flags(cli: Callable[..., Any]) -> None:
     text = cli("train", "--method", "dafl", "--help").out
     assert "Method dafl:" in text
@@ -135,6 +146,8 @@ def test_a_methods_help_adds_its_flags(cli: Callable[..., Any]) -> None:
         ("train extra", "unexpected extra argument"),
         ("train --mean a,b", "give numbers with commas between"),
         ("train --resume", "name it with --out DIR"),
+        ("pretrain --resume", "name it with --out DIR"),
+        ("pretrain --resume --out run --steps 7", "leave out --steps"),
         ("list", "Choose from: methods, condensers, models, data, generators"),
         ("list everything", "is not one of"),
         ("evaluate", "name a student or a condensed set"),

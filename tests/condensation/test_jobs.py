@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,38 @@ def test_projection_keeps_pixels_and_saving_clips(tmp_path: Path) -> None:
         assert result.set.images.min() >= 0
         assert result.set.images.max() <= 1
     assert "brought back into [0, 1] on saving" in (tmp_path / "save" / "card.md").read_text()
+
+
+def test_a_folder_that_is_being_written_is_left_to_its_owner(tmp_path: Path) -> None:
+    common: dict[str, Any] = {**TINY, "method": "dm", "steps": 4, "real_batch": 4}
+    whole, out, refused = condense(out=tmp_path / "straight", **common), tmp_path / "run", list[str]()
+
+    def show(row: Mapping[str, Any]) -> None:
+        if row["step"] == 2:
+            acts: tuple[Callable[[], Any], ...] = (
+                partial(resume_condense, out),
+                partial(condense, out=out, force=True, **common),
+            )
+            for act in acts:
+                # Another process: it seeds none of this one's generators.
+                with torch.random.fork_rng(), pytest.raises(ValueError, match="another run is being written") as caught:
+                    act()
+                refused.append(str(caught.value))
+
+    again = condense(out=out, show=show, **common)
+    assert len(refused) == 2
+    assert torch.equal(again.set.images, whole.set.images)
+    assert not list(out.glob(".*"))
+
+
+def test_nothing_of_a_set_survives_what_is_made_in_its_place(tmp_path: Path) -> None:
+    """Else `evaluate` would score the former set of a folder that holds a student now."""
+    common: dict[str, Any] = {**TINY, "method": "dm", "steps": 1, "real_batch": 4}
+    condense(out=tmp_path, **common)
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(PowerCutError):
+        condense(out=tmp_path, force=True, show=at_step(1), **common)
+    assert not {"condensed.safetensors", "card.md", "evaluation.json"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_term_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

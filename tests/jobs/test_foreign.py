@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
 import datafree
 from datafree.data import load_data
+from datafree.data.condensed import CondensedSet
+from datafree.domain import DOMAINS
+from datafree.jobs.judging import evaluate_set
 from datafree.models import build_model
 
 
@@ -30,3 +37,61 @@ def test_the_normalisation_of_a_foreign_file_can_be_given(tmp_path):
     )  # fmt: skip
     assert abs(both["teacher_accuracy"] - wanted[1]) < 1e-6
     assert abs(both["agreement"] - (answers[0] == answers[1]).float().mean().item()) < 1e-6
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> str:
+    """The file of a network that says nothing of itself."""
+    torch.manual_seed(0)
+    torch.save(build_model("resnet8", shape=(1, 8, 8), classes=10).eval().state_dict(), tmp_path / "silent.pt")
+    return str(tmp_path / "silent.pt")
+
+
+def answers(images: torch.Tensor) -> torch.Tensor:
+    """What `silent` says of images in [0, 1], with the constants of the digits, by hand."""
+    torch.manual_seed(0)
+    network = build_model("resnet8", shape=(1, 8, 8), classes=10).eval()
+    digits = DOMAINS["digits"]
+    with torch.no_grad():
+        logits: torch.Tensor = network((images - digits.mean[0]) / digits.std[0])
+    return logits
+
+
+def test_a_silent_teacher_is_normalised_as_the_students_data(silent: str, teacher: str) -> None:
+    """The student knows its data, so nobody names them."""
+    data = load_data("digits")
+    assert data.x_test is not None
+    assert data.y_test is not None
+    wanted = (answers(data.x_test / 255).argmax(1) == data.y_test).float().mean().item()
+    scores = datafree.evaluate(teacher, teacher=silent, teacher_arch="resnet8")
+    assert scores["teacher_accuracy"] == pytest.approx(wanted, abs=1e-6)
+    given = datafree.evaluate(
+        teacher, teacher=silent, teacher_arch="resnet8", teacher_mean=(0.3052,), teacher_std=(0.3760,)
+    )
+    assert scores == given
+
+
+def test_a_silent_teacher_is_normalised_as_the_sets_data(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever constants the networks on the set have."""
+    import dataclasses
+
+    seen: list[Any] = []
+
+    def train_networks(make: Any, *_: Any, count: int, teacher: Any, **__: Any) -> list[Any]:
+        seen.append(teacher)
+        return [make().eval() for _ in range(count)]
+
+    monkeypatch.setattr("datafree.evaluation.condensed.train_networks", train_networks)
+    domain = dataclasses.replace(DOMAINS["digits"], mean=(0.5,), std=(0.25,))
+    condensed = CondensedSet(
+        images=torch.rand(10, 1, 8, 8), labels=torch.arange(10), domain=domain,
+        info={"method": "dm", "data": "digits", "validation": False},
+    )  # fmt: skip
+    images = torch.rand(5, 1, 8, 8)
+    for data in (None, "digits", load_data("digits")):
+        evaluate_set(
+            condensed, data, protocol="vico", networks=1, archs=["mlp"], teacher=silent, teacher_arch="resnet8"
+        )
+    assert len(seen) == 6
+    for each in seen:
+        assert torch.allclose(each(images), answers(images), atol=1e-5)

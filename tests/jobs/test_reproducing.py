@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import pytest
 from datafree import jobs
 from datafree.jobs import reproduce
 from datafree.jobs.cell import NotHereError, run_cell, teacher_options
-from datafree.jobs.reproducing import Child, Scheduler, choose, parse_shard, preview
+from datafree.jobs.reproducing import Child, Scheduler, choose, parse_shard
 from datafree.jobs.standing import locked
 from datafree.runs import WriteError
 from datafree.tables import defaults, load_table, read_results
@@ -177,8 +176,16 @@ def interrupted(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_cell(cell_of(tiny, "b/noise"), 0, tmp_path / "out")
-    monkeypatch.setattr(jobs, "train", lambda **options: [called.append("train"), train(**options)])
-    monkeypatch.setattr(jobs, "resume", lambda work: [called.append("resume"), resume(work)])
+
+    def noted(name: str, job: Any) -> Any:
+        def run(*arguments: Any, **options: Any) -> Any:
+            called.append(name)
+            return job(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(jobs, "train", noted("train", train))
+    monkeypatch.setattr(jobs, "resume", noted("resume", resume))
     (work,) = (path for path in (tmp_path / "out" / "runs").iterdir() if path.is_dir())
     assert (work / "checkpoint.pt").is_file()
     return work, called
@@ -202,6 +209,28 @@ def test_a_run_of_the_same_defaults_is_gone_on_with(tiny, tmp_path, interrupted)
     _, called = interrupted
     path = run_cell(cell_of(tiny, "b/noise"), 0, tmp_path / "out")
     assert called == ["resume"]
+    assert json.loads(path.read_text(encoding="utf-8"))["status"] == "done"
+
+
+def test_a_network_with_data_is_gone_on_with_too(tiny, tmp_path, monkeypatch):
+    pretrain, resume = jobs.pretrain, jobs.resume_pretrain
+    called: list[Path] = []
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        pretrain(*arguments, **options)
+        (options["out"] / "result.json").unlink()
+        raise KeyboardInterrupt
+
+    def noted(work: Path) -> Any:
+        called.append(work)
+        return resume(work)
+
+    monkeypatch.setattr(jobs, "pretrain", stopped)
+    monkeypatch.setattr(jobs, "resume_pretrain", noted)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell_of(tiny, "a/one"), 0, tmp_path / "out")
+    path = run_cell(cell_of(tiny, "a/one"), 0, tmp_path / "out")
+    assert called == [tmp_path / "out" / "runs" / path.stem]
     assert json.loads(path.read_text(encoding="utf-8"))["status"] == "done"
 
 
@@ -259,7 +288,7 @@ def test_what_is_not_here_is_no_failure(tiny, tmp_path):
 @pytest.mark.parametrize("where", ["b", "teachers.lenet.pretrain"])
 def test_missing_test_data_are_found_before_anything_is_trained(tiny, tmp_path, where):
     """Of a distillation: the data that it names, else its teacher's."""
-    text = TINY.replace('data = "digits"\nsteps', "steps").replace("[groups.a]", '[groups.a]\noptions = { lr = 0.1 }')
+    text = TINY.replace('data = "digits"\nsteps', "steps").replace("[groups.a]", "[groups.a]\noptions = { lr = 0.1 }")
     if where == "b":
         text = text.replace('student = "lenet5_half", batch', 'data = "mnist", student = "lenet5_half", batch')
     else:
@@ -285,15 +314,29 @@ def test_a_run_that_nothing_was_tested_in_is_a_failure(tiny, tmp_path):
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_what_a_kill_after_the_result_left_is_cleared_away(tiny, tmp_path, keep):
+    """By the cell's process where it finds the result of another, else by `reproduce`."""
     folder = tmp_path / "out" / "tiny"
-    for name, again in (("a/one", lambda: run_cell(cell_of(tiny, "a/one"), 0, folder, keep=keep)),
-                        ("a/two", lambda: reproduce(tiny, out=tmp_path / "out", cells=["a/two"], keep=keep))):  # fmt: skip
-        path = run_cell(cell_of(tiny, name), 0, folder)
-        work = folder / "runs" / path.stem
-        work.mkdir()
+    path = run_cell(cell_of(tiny, "a/one"), 0, folder)
+    work = folder / "runs" / path.stem
+    for again in (
+        lambda: run_cell(cell_of(tiny, "a/one"), 0, folder, keep=keep),
+        lambda: reproduce(tiny, out=tmp_path / "out", cells=["a/one"], keep=keep),
+    ):
+        work.mkdir(exist_ok=True)
         (work / "defaults.json").write_text("{}", encoding="utf-8")
         again()
         assert work.exists() == keep
+
+
+def test_what_another_process_is_at_is_not_cleared_away(tiny, tmp_path):
+    folder = tmp_path / "out" / "tiny"
+    path = run_cell(cell_of(tiny, "a/one"), 0, folder)
+    work = folder / "runs" / path.stem
+    with locked(folder / "runs" / f"{path.stem}.lock"):
+        work.mkdir()
+        (work / "defaults.json").write_text("{}", encoding="utf-8")
+        reproduce(tiny, out=tmp_path / "out", cells=["a/one"])
+        assert work.exists()
 
 
 def test_a_run_that_was_kept_stays(tiny, tmp_path):
@@ -330,24 +373,25 @@ def test_a_lock_holds_though_its_file_has_gone_meanwhile(tmp_path):
     assert not path.exists()
 
 
-def test_two_of_one_folder_have_logs_of_their_own(tiny, tmp_path):
-    """And a log that somebody has removed is none."""
-    with open(tmp_path / "stdin", "wb") as stdin:
-        process = subprocess.Popen(["false"], stdin=subprocess.PIPE)
+def test_a_log_that_somebody_has_removed_is_none(tiny, tmp_path):
+    skipped: list[tuple[str, str]] = []
+    with subprocess.Popen(["false"], stdin=subprocess.PIPE) as process:
         process.wait()
-        child = Child(cell_of(tiny, "a/one"), 0, process, stdin, 1, tmp_path / "none.json", tmp_path / "none.log")
-        skipped: list[tuple[str, str]] = []
-        assert Scheduler({"retry": False}, tmp_path, 1, print).outcome(child, skipped) == "not run: its process ended with 1"
+        assert process.stdin is not None
+        path = tmp_path / "none.json"
+        child = Child(cell_of(tiny, "a/one"), 0, process, process.stdin, 1, path, path.with_suffix(".log"))
+        said = Scheduler({"retry": False}, tmp_path, 1, print).outcome(child, skipped)
+    assert said == "not run: its process ended with 1"
     assert skipped == [("a/one, seed 0", "its process ended with 1")]
 
 
 ORDER = {"budget": None, "teachers": None, "download": False, "keep": False, "retry": False, "threads": 1, "seed": 0}
 
 
-def begin(table: Path, cell: str, out: Path, **more: Any) -> subprocess.Popen[bytes]:
+def begin(table: Path, cell: str, out: Path, *before: str) -> subprocess.Popen[bytes]:
     """A cell's process, whose stdin stays open as that of a living parent does."""
-    command = [sys.executable, "-m", "datafree.jobs.cell"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    command = [*before, sys.executable, "-m", "datafree.jobs.cell"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write(json.dumps({**ORDER, "table": str(table), "cell": cell, "out": str(out)}).encode() + b"\n")
     process.stdin.flush()
@@ -363,24 +407,28 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
 
 def test_the_process_of_a_cell_says_by_its_status_how_it_ended(tiny, tmp_path):
     run_cell(cell_of(tiny, "a/one"), 0, tmp_path / "out")
-    there, elsewhere = begin(tiny, "a/one", tmp_path / "out"), begin(tiny, "c/noise", tmp_path / "out")
-    with locked(tmp_path / "out" / "runs" / f"{Path(cell_of(tiny, 'a/two').file_name(0)).stem}.lock"):
+    lock = tmp_path / "out" / "runs" / f"{Path(cell_of(tiny, 'a/two').file_name(0)).stem}.lock"
+    with locked(lock):
+        there, elsewhere = begin(tiny, "a/one", tmp_path / "out"), begin(tiny, "c/noise", tmp_path / "out")
         waiting = begin(tiny, "a/two", tmp_path / "out")
         assert ended(there) == (0, "")
-        time.sleep(1)
+        said = "its teacher net.pt is not here: name the folder that holds it by --teachers\n"
+        assert ended(elsewhere) == (2, said)
+        opened = Path(f"/proc/{waiting.pid}/fd")
+        for _ in range(600):  # interrupted while it loads Python's modules, it would say so by a traceback
+            if any(each.is_symlink() and each.readlink() == lock for each in opened.iterdir()):
+                break
+            time.sleep(0.1)
         waiting.send_signal(signal.SIGINT)
         assert ended(waiting) == (130, "")
-    said = "its teacher net.pt is not here: name the folder that holds it by --teachers\n"
-    assert ended(elsewhere) == (2, said)
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_told_by_the_status_too(tiny, tmp_path):
-    def small() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-    status, said = ended(begin(tiny, "a/one", tmp_path / "out", preexec_fn=small))
+    status, said = ended(begin(tiny, "a/one", tmp_path / "out", "sh", "-c", 'ulimit -f 1; exec "$@"', "sh"))
     assert status == 2
     assert "cannot write" in said
+    assert said.count("\n") == 1
     assert not list((tmp_path / "out").glob("*.json"))
 
 
@@ -453,7 +501,17 @@ def figures(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_at_a_time_in_one_folder_wait_for_one_another(tiny, tmp_path):
-    command = [sys.executable, "-m", "datafree", "reproduce", str(tiny), "--cell", "a/*", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "datafree",
+        "reproduce",
+        str(tiny),
+        "--cell",
+        "a/*",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     answers = [process.communicate(timeout=200) for process in both]
     assert [words for _, words in answers] == [b"", b""]

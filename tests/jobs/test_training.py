@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import datafree
+from datafree import runs
 from datafree.cli import group
 from datafree.jobs import Interrupted
+from datafree.report import render_report
 from datafree.runs import CHECKPOINT, PREVIOUS
 from datafree.synthesis.imaging import Imaging
 from datafree.training import TermError, Trainer
@@ -141,6 +144,54 @@ def test_samples_come_with_soft_labels(finished: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(labels["probabilities"].sum(1), torch.ones(7))
 
 
+def test_samples_that_were_interrupted_are_never_taken_for_others(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it happens: pictures and labels of two calls never stand side by side."""
+    plain, left = runs.atomic_write, [0]
+
+    def write(path: Path, content: Any) -> None:
+        if path.suffix == ".png" and not left[0]:
+            raise PowerCutError
+        left[0] -= path.suffix == ".png"
+        plain(path, content)
+
+    monkeypatch.setattr(runs, "atomic_write", write)
+    folder = tmp_path / "samples"
+    left[0] = 4
+    with pytest.raises(PowerCutError):
+        datafree.sample(finished, 7, out=folder)
+    assert len(list((folder / "images").iterdir())) == 4
+    left[0] = 3
+    datafree.sample(finished, 3, out=folder, force=True, seed=1)
+    assert len(list((folder / "images").iterdir())) == 3
+    assert load_file(folder / "labels.safetensors")["logits"].shape == (3, 10)
+    left[0] = 2
+    with pytest.raises(PowerCutError):
+        datafree.sample(finished, 3, out=folder, force=True, seed=2)
+    assert len(list((folder / "images").iterdir())) == 2
+    assert not (folder / "labels.safetensors").exists()
+
+
+def test_a_teacher_that_has_changed_since_is_no_measure(teacher: str, tmp_path: Path) -> None:
+    """Its folder may hold another network by now."""
+    copied = tmp_path / "teacher.safetensors"
+    shutil.copy(teacher, copied)
+    datafree.train(teacher=str(copied), out=tmp_path / "run", **{**DFQ, "steps": 1})
+    state = {name: t + 0.1 if t.is_floating_point() else t for name, t in load_file(copied).items()}
+    with safe_open(teacher, framework="pt") as archive:
+        save_file(state, copied, metadata=archive.metadata())
+    with pytest.raises(ValueError, match=r"has changed since the run in .* was made") as caught:
+        datafree.evaluate(str(tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"has changed since the run in .* was made"):
+        datafree.sample(tmp_path / "run", 2, out=tmp_path / "samples")
+    assert not (tmp_path / "samples").exists()
+    named = datafree.evaluate(str(tmp_path / "run"), teacher=teacher)
+    shutil.copy(teacher, copied)
+    assert datafree.evaluate(str(tmp_path / "run")) == named
+
+
 @pytest.mark.parametrize("method", ["nayer", "blend"])
 def test_generators_that_are_told_classes_are_sampled(method: str, teacher: str, tmp_path: Path) -> None:
     """As many as asked for, over several batches; the same again for the same seed."""
@@ -206,6 +257,31 @@ def test_a_run_without_any_checkpoint_starts_anew(finished: Path, teacher: str, 
     datafree.resume(out, say=said.append)
     assert "no checkpoint yet: starting from step 0" in said
     same_weights(finished, out)
+
+
+def test_a_folder_that_is_being_written_is_left_to_its_owner(finished: Path, teacher: str, tmp_path: Path) -> None:
+    """Neither resumed nor overwritten, by this process or another; readers go on."""
+    out, refused = tmp_path / "run", list[str]()
+
+    def show(row: Mapping[str, Any]) -> None:
+        if row["step"] == 10:
+            acts: tuple[Callable[[], Any], ...] = (
+                partial(datafree.resume, out),
+                partial(datafree.train, teacher=teacher, out=out, force=True, **DFQ),
+            )
+            for act in acts:
+                # Another process: it seeds none of this one's generators.
+                with torch.random.fork_rng(), pytest.raises(ValueError, match="another run is being written") as caught:
+                    act()
+                refused.append(str(caught.value))
+            assert "<html" in render_report(out)
+
+    datafree.train(teacher=teacher, out=out, show=show, **DFQ)
+    assert len(refused) == 2
+    same_weights(finished, out)
+    rows = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows == sorted(set(rows))
+    assert not list(out.glob(".*"))
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:

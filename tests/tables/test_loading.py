@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from datafree.config import fields_of, light_config
 from datafree.tables import find_tables, load_table
+from datafree.tables.defaults import JOBS
+from datafree.tables.loading import METHODS, TYPES
 from datafree.tables.specs import with_budget
 
 SMALL = """\
@@ -101,6 +104,52 @@ def test_the_hash_follows_what_decides_the_result_and_nothing_else(tmp_path):
         ("inherit = false", "temperature = -1.0", 20, "--temperature is -1.0"),
         ('method = "blend", inherit = false', 'method = "noise"', 18, "are one spec"),
         ("inherit = false", "seed = 3", 20, "seed is no option"),
+        # Top-level keys and sections of another type.
+        ('title = "A table"', "title = 3", 1, "title is 3: give a text"),
+        ('["10m", "30m"]', '"10m"', 2, "budgets is '10m': give a list of times"),
+        ('["10m", "30m"]', '["10m", "soon"]', 2, "budgets is .*'soon'.*: give a list of times"),
+        ('["10m", "30m"]', "[]", 2, "budgets is .*: give a list of times"),
+        ("[options]", "seeds = 'two'\n[options]", 4, "seeds is 'two': give a whole number above 0"),
+        ("[options]", "seeds = 0\n[options]", 4, "seeds is 0: give a whole number above 0"),
+        ("[options]", "seeds = true\n[options]", 4, "seeds is True: give a whole number"),
+        ("[options]", "order = 'first'\n[options]", 4, "order is 'first': give a whole number"),
+        ("[options]", "papers = 'one'\n[options]", 4, "papers is 'one': give a list of texts"),
+        ("[options]", "cost = 'cheap'\n[options]", 4, "cost is 'cheap': give one of minutes, hours, gpu"),
+        ("[options]", "tolerance = 'a'\n[options]", 4, "tolerance is 'a': give a number"),
+        ("[options]\nthreads = 1", "options = 'fast'", 4, "options is 'fast': give a section"),
+        ("[rows.noise]", "[rows.noise]\ncost = 'cheap'", 17, "rows.noise.cost is 'cheap': give one of minutes"),
+        ("[rows.noise]", "[rows.noise]\ngroups = 'a'", 17, "rows.noise.groups is 'a': give a list of texts"),
+        ("[rows.noise]", "[rows]\nnoise = 'x'", 17, "rows.noise is 'x': give a section"),
+        ('title = "Group A"', "rows = 'noise'", 12, "groups.a.rows is 'noise': give a list of texts"),
+        ('title = "Group A"', "evaluation = { protocoll = 'x' }", 12, "unknown key 'protocoll' of groups.a.evaluation"),
+        ('title = "Group A"', "evaluation = { networks = 0 }", 12, "networks is 0: give a whole number above 0"),
+        ('title = "Group A"', "evaluation = { archs = ['lenett'] }", 12, "unknown network 'lenett'"),
+        ("[published.a]", "[cells]\na = 'x'\n[published.a]", 23, "cells.a is 'x': give a section"),
+        ("[published.a]", "[cells.a]\nnoise = 'x'\n[published.a]", 23, "cells.a.noise is 'x': give a section"),
+        ("value = 88.01", "value = '88'", 23, "published.a.noise.value is '88': give a number"),
+        ("value = 88.01", "spread = 'a', value = 88.01", 23, "published.a.noise.spread is 'a': give a number"),
+        # Options: their types, networks and data.
+        ("inherit = false", "temperature = 'hot'", 20, "--temperature is 'hot': give a number"),
+        ("inherit = false", "steps = 2.5", 20, "--steps is 2.5: give a whole number"),
+        ("inherit = false", "inherit = 1", 20, "--inherit is 1: give true or false"),
+        ("inherit = false", "prior = 0.5", 20, "--prior is 0.5: give a list of numbers"),
+        ('student = "lenet5_half"', 'student = "resnot8"', 14, "unknown network 'resnot8': did you mean .*resnet8"),
+        ('student = "lenet5_half"', 'student = "auto"', 14, "unknown network 'auto'"),
+        ('student = "lenet5_half" }', 'student = "lenet" }\njob = "pretrain"', 14, "unknown network 'lenet'"),
+        ('data = "digits"', 'data = "digit"', 14, "unknown data 'digit': did you mean digits"),
+        # Teachers and how they are trained.
+        ('arch = "nets.py:make"', "arch = 'resnot8'", 9, "unknown network 'resnot8'"),
+        ('file = "t.pt"', "", 7, "teachers.t has no origin: give one of file"),
+        ('file = "t.pt"', 'file = "t.pt"\nsource = "x"', 7, "teachers.t has file and source: give one"),
+        ('file = "t.pt"', "mean = 0.5\nfile = 't.pt'", 8, "teachers.t.mean is 0.5: give a list of numbers"),
+        ('file = "t.pt"', "pretrain = 'x'", 8, "teachers.t.pretrain is 'x': give a section"),
+        ('file = "t.pt"', "pretrain = { epoch = 1 }", 8, "unknown option 'epoch' of pretrain"),
+        ('file = "t.pt"', "pretrain.epoch = 1", 8, "unknown option 'epoch' of pretrain"),
+        ('file = "t.pt"', "pretrain.download = true", 8, "unknown option 'download' of pretrain"),
+        ('file = "t.pt"', "pretrain = { epochs = 'one' }", 8, "--epochs is 'one': give a number"),
+        ('file = "t.pt"', "pretrain = { epochs = -1 }", 8, "--epochs is -1"),
+        ('file = "t.pt"', "pretrain = { arch = 'resnot8' }", 8, "unknown network 'resnot8'"),
+        ('file = "t.pt"', "pretrain = { data = 'mnits' }", 8, "unknown data 'mnits'"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_line(tmp_path, old, new, line, words):
@@ -109,6 +158,17 @@ def test_what_is_wrong_is_named_with_file_and_line(tmp_path, old, new, line, wor
     with pytest.raises(ValueError, match=words) as caught:
         load_table(path)
     assert str(caught.value).startswith(f"{path}:{line}: "), caught.value
+
+
+def test_what_torch_alone_knows_is_not_refused(tmp_path):
+    text = SMALL.replace('"lenet5_half"', '"torchvision:resnet18"').replace('"nets.py:make"', '"timm:vit"')
+    assert load_table(written(tmp_path, text)).cells[0].options["student"] == "torchvision:resnet18"
+
+
+def test_every_option_has_a_type_that_is_checked():
+    specs = [JOBS[job] for job in JOBS]
+    specs += [light_config(spec) for methods in METHODS.values() for spec in methods.values()]
+    assert {field.type for spec in specs for field in fields_of(spec)} <= set(TYPES)
 
 
 def test_an_unknown_table_is_answered_with_the_known_ones():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from datafree.tables import load_table, read_results, render
+from datafree.tables.defaults import defaults_of
 from datafree.tables.results import current, make_content, read_result, without_folders
 
 TABLE = """\
@@ -36,6 +37,10 @@ dfq = { value = 92.5, source = "Another, Table 1" }
 """
 
 
+DONE = {"student_accuracy": 0.5, "steps": 3, "images": 4, "total_seconds": 1.5}
+CONDENSED = {"steps": 3, "decoded_images": 10, "preparation_seconds": 0.0}
+
+
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "t.toml"
@@ -49,7 +54,10 @@ def keep(table: Any, folder: Path, row: str, number: int, accuracy: float | None
         "student_accuracy": accuracy, "steps": 1000, "images": 64, "total_seconds": 9.5, "agreement": 0.5,
     }  # fmt: skip
     error = "loss is NaN | at step 3" if accuracy is None else None
-    content = {**make_content(cell, number, seconds=10, result=result, error=error), **more}
+    made = make_content(
+        cell, number, seconds=10, defaults=defaults_of(cell.job, cell.options), result=result, error=error
+    )
+    content = {**made, **more}
     folder.mkdir(exist_ok=True)
     path: Path = folder / cell.file_name(number)
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -110,7 +118,12 @@ def test_a_matrix_has_rows_by_groups(table, tmp_path):
         ({"seed": 0.5}, "'seed' is 0.5"),
         ({"extra": 1}, "unknown key 'extra'"),
         ({"status": "failed"}, "a failed result has an error"),
-        ({"result": {"steps": 3}}, "no 'student_accuracy'"),
+        ({"result": {"steps": 3}}, "no number 'student_accuracy'"),
+        ({"result": {**DONE, "student_accuracy": None}}, "no number 'student_accuracy'"),
+        ({"result": {**DONE, "student_accuracy": float("nan")}}, "no number 'student_accuracy'"),
+        ({"result": {**DONE, "images": True}}, "no number 'images'"),
+        ({"result": {**DONE, "steps": "3"}}, "no number 'steps'"),
+        ({"scores": None, "spec": {"job": "condense"}, "result": CONDENSED}, "no number 'accuracy_mean' in its scores"),
     ],
 )
 def test_a_malformed_result_is_named_with_file_and_line(table, tmp_path, change, words):
@@ -141,7 +154,7 @@ def test_files_are_named_without_their_folders():
 
 def test_a_result_of_other_defaults_is_superseded(table, tmp_path):
     cell = next(cell for cell in table.cells if cell.row == "dafl")
-    now = make_content(cell, 0, seconds=1)["defaults"]
+    now = defaults_of(cell.job, cell.options)
     assert now["balance"] > 0
     assert "'temperature'" in now["STUDENT"]
     assert "'adam'" in now["WITHOUT_NORM"]

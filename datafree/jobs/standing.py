@@ -1,0 +1,129 @@
+"""What there is of a cell on disk, beside its result OUT/CELL.json: OUT/runs/CELL, its run, and OUT/runs/CELL.lock.
+
+Who holds the lock alone changes any of it. The run's folder holds defaults.json until a person's --keep hands it over:
+so a folder that a kill has left behind is told from one that is kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datafree.runs import write_json
+from datafree.tables import Cell, TableResult
+from datafree.tables.results import WORK, outdated, read_result
+
+DEFAULTS = "defaults.json"
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True, remove: bool = False) -> Iterator[bool]:
+    """Holds a lock between processes, which goes with the process, however that ends.
+
+    Args:
+        path: of a file that is made for it.
+        wait: until no other holds it; else the value says whether this one does.
+        remove: the file, at the end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with open(path, "w", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            # Who held it may have removed the file, and a third may hold a newer one.
+            if not _is_at(file.fileno(), path):
+                continue
+            try:
+                yield True
+            finally:
+                if remove:
+                    path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def work_of(path: Path) -> Path:
+    """The folder of the run that a result's file is made from."""
+    return path.parent / WORK / path.stem
+
+
+def lock_of(path: Path) -> Path:
+    return path.parent / WORK / f"{path.stem}.lock"
+
+
+def held(path: Path) -> TableResult | None:
+    """The result, if there is one at this moment."""
+    try:
+        return read_result(path)
+    except FileNotFoundError:
+        return None
+
+
+def stands(cell: Cell, result: TableResult, retry: bool) -> bool:
+    """Whether the cell need not be run: its result is of today's defaults, and no failure to `retry`."""
+    return not outdated(cell, result) and (result.done or not retry)
+
+
+def make_room(cell: Cell, path: Path) -> None:
+    """Takes a result that does not stand away, and the run it came from. One of other defaults is kept as CELL-oldN."""
+    if outdated(cell, read_result(path)):
+        old = (path.with_name(f"{path.stem}-old{number}.json") for number in itertools.count(1))
+        path.rename(next(name for name in old if not name.exists()))
+    else:
+        path.unlink()
+    shutil.rmtree(work_of(path), ignore_errors=True)
+
+
+def goes_on(work: Path, defaults: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a run of these defaults; if not, it is emptied for one."""
+    try:
+        then = json.loads((work / DEFAULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        then = None
+    if then == json.loads(json.dumps(defaults)):
+        return (work / "run.json").is_file()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / DEFAULTS, defaults)
+    return False
+
+
+def drop_empty(work: Path) -> None:
+    """Removes a folder in which no run has begun."""
+    if not (work / "run.json").is_file():
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def release(work: Path, keep: bool) -> None:
+    """Removes a run whose result is written, or hands its folder over."""
+    if keep:
+        (work / DEFAULTS).unlink(missing_ok=True)
+    else:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def is_left(path: Path) -> bool:
+    """Whether a kill between the result and the end has left the run behind; one that was kept is none."""
+    return path.exists() and (work_of(path) / DEFAULTS).is_file()
+
+
+def clear_left(path: Path) -> None:
+    """Removes a run that was left behind. Needs the lock."""
+    if is_left(path):
+        shutil.rmtree(work_of(path), ignore_errors=True)

@@ -1,0 +1,127 @@
+"""Saved runs that are run again: exactly, with flags over them, and with another method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datafree import condensation
+from datafree.cli.condense import KIND as CONDENSE
+from datafree.cli.methods import Kind, read_config
+from datafree.cli.train import KIND as TRAIN
+from datafree.jobs import dry_run, dry_run_condense
+from datafree.tables.specs import tables_folder
+
+Cli = Callable[..., Any]
+RESULTS = sorted((tables_folder() / "results").glob("*/*.json"))
+JOBS: dict[str, tuple[Kind, Callable[..., dict[str, Any]]]] = {
+    "train": (TRAIN, dry_run),
+    "condense": (CONDENSE, dry_run_condense),
+}
+
+
+def saved(folder: Path, job: str, **options: Any) -> tuple[str, dict[str, Any]]:
+    """The run.json that a run with these options would write, and what it holds."""
+    file = folder / "run.json"
+    file.write_text(json.dumps(JOBS[job][1](**options)))
+    return str(file), json.loads(file.read_text())
+
+
+def again(file: str, job: str) -> dict[str, Any]:
+    """What is planned where the saved run is all that is given."""
+    kind, plan = JOBS[job]
+    common, own, _ = read_config(file, kind)
+    found: dict[str, Any] = json.loads(json.dumps(plan(kind.common(**common), **own)))
+    return found
+
+
+def rows(answer: Any) -> list[str]:
+    """What a dry run prints, without the lines on what was chosen."""
+    assert (answer.status, answer.err) == (0, ""), answer
+    return [line for line in answer.out.splitlines() if not line.startswith("choice")]
+
+
+@pytest.mark.parametrize("method", list(condensation.METHODS))
+def test_a_saved_condensation_is_planned_exactly_again(method: str, tmp_path: Path) -> None:
+    file, first = saved(tmp_path, "condense", method=method, ipc=2, steps=2)
+    second = again(file, "condense")
+    assert second["config"] == first["config"]
+    assert second["method_options"] == first["method_options"]
+
+
+@pytest.mark.parametrize("method", ["blend", "dfad", "noise"])
+def test_a_saved_training_is_planned_exactly_again(method: str, tmp_path: Path) -> None:
+    file, first = saved(tmp_path, "train", method=method, steps=2)
+    second = again(file, "train")
+    assert second["config"] == first["config"]
+    assert second["method_options"] == first["method_options"]
+
+
+@pytest.mark.parametrize(
+    ("job", "method", "options", "other"),
+    [
+        ("condense", "dm", {"ipc": 2, "steps": 2}, "random"),  # which reads none of the options of dm's loop
+        ("condense", "frepo", {"images": 30}, "dsa"),
+        ("train", "dfad", {"steps": 3, "lr": 0.02}, "noise"),
+        ("train", "blend", {"batch_size": 16, "bank": 99}, "dafl"),
+    ],
+)
+def test_another_method_is_planned_as_if_what_was_set_were_given(
+    job: str, method: str, options: dict[str, Any], other: str, cli: Cli, tmp_path: Path
+) -> None:
+    file, _ = saved(tmp_path, job, method=method, **options)
+    common = {name: value for name, value in options.items() if name != "bank"}  # the first method's own
+    flags = [part for name, value in common.items() for part in (f"--{name.replace('_', '-')}", value)]
+    wanted = rows(cli(job, "--method", other, *flags, "--dry-run"))
+    assert rows(cli(job, "--config", file, "--method", other, "--dry-run")) == wanted
+
+
+def test_what_was_set_and_another_method_does_not_read_is_refused(cli: Cli, tmp_path: Path) -> None:
+    file, _ = saved(tmp_path, "condense", method="dm", ipc=2, steps=2, net_pool=3, nets="reused")
+    answer = cli("condense", "--config", file, "--method", "random", "--dry-run")
+    assert answer.status == 2
+    assert "random does not read --nets, --net-pool" in answer.err
+
+
+def test_a_preset_stays_with_its_method(cli: Cli, tmp_path: Path) -> None:
+    file, first = saved(tmp_path, "train", method="dfad", preset="official", steps=2)
+    assert again(file, "train")["config"] == first["config"]
+    assert rows(cli("train", "--config", file, "--method", "noise", "--dry-run"))
+
+
+def test_of_a_file_that_does_not_say_what_was_set_all_counts(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"config": {"method": "dfad", "lr": 0.5}, "method_options": {}}')
+    planned = rows(cli("train", "--config", "run.json", "--method", "noise", "--dry-run"))
+    assert ["lr", "0.5"] in [line.split() for line in planned]
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda path: path.stem)
+def test_the_results_of_the_tables_can_be_run_again(file: Path) -> None:
+    """A row of a table links a result, which holds the run's manifest: that is what --config takes."""
+    content = json.loads(file.read_text())
+    if content["spec"]["job"] in JOBS and content["status"] == "done":
+        common, own, chosen = read_config(str(file), JOBS[content["spec"]["job"]][0])
+        config = {name: value for name, value in content["run"]["config"].items() if value is not None}
+        assert json.loads(json.dumps(common)) == config
+        options = {name: value for name, value in content["run"]["method_options"].items() if value is not None}
+        assert json.loads(json.dumps(own)) == options
+        assert chosen == {*content["run"]["set_by_user"]}
+
+
+def test_a_result_is_planned_as_the_run_that_made_it(cli: Cli, tmp_path: Path) -> None:
+    file, manifest = saved(tmp_path, "condense", method="mean", ipc=2)
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"schema": 1, "cell": "a/mean", "status": "done", "run": manifest}))
+    planned = rows(cli("condense", "--config", result, "--dry-run"))
+    assert planned == rows(cli("condense", "--config", file, "--dry-run"))
+    assert any(line.split() == ["method", "mean"] for line in planned)
+    refused = cli("train", "--config", result, "--dry-run")
+    assert "is of a condense run: give the run.json of a datafree train" in refused.err
+    result.write_text(json.dumps({"schema": 1, "cell": "a/mean", "status": "failed", "run": None}))
+    refused = cli("condense", "--config", result, "--dry-run")
+    assert (refused.status, len(refused.err.splitlines())) == (2, 1)
+    assert "is no run.json of datafree condense" in refused.err
