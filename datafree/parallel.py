@@ -8,6 +8,7 @@ slice, so that N processes compute what one does.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -47,7 +48,11 @@ def initialise(device: str) -> str:
 def finish() -> None:
     """Leaves the group, if one was joined, once all have come to their end."""
     if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+        last = dist.barrier(async_op=True)
+        last.wait()
+        # Gloo's own thread lets go of the barrier a little later. Were that the last reference to it, and the
+        # interpreter ending by then, the process would abort; so one reference is never given back.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(last))
         dist.destroy_process_group()
 
 
