@@ -6,11 +6,18 @@ import os
 import random
 import signal
 import site
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
 
 # Two OpenMP threads on busy cores can be many times slower than one. Child processes read the variable.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -42,3 +49,69 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+class Group:
+    """`size` threads in the place of processes. Outside of them it looks like rank 0 of the group."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.local = size, threading.local()
+        self.barrier = threading.Barrier(size, timeout=60)
+        self.slots: list[Tensor] = [torch.empty(0)] * size
+
+    def rank(self) -> int:
+        return int(getattr(self.local, "rank", 0))
+
+    def exchange(self, x: Tensor) -> list[Tensor]:
+        self.slots[self.rank()] = x.detach().clone()
+        self.barrier.wait()
+        held = list(self.slots)
+        self.barrier.wait()
+        return held
+
+    def all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
+        stacked = torch.stack(self.exchange(x))
+        x.detach().copy_(stacked.amax(0) if op == dist.ReduceOp.MAX else stacked.sum(0))
+
+    def all_gather(self, parts: list[Tensor], x: Tensor) -> None:
+        for part, other in zip(parts, self.exchange(x), strict=True):
+            part.copy_(other)
+
+    def run(self, work: Callable[[int], T]) -> list[T]:
+        """What `work(rank)` returns in each thread."""
+        results: dict[int, T] = {}
+        errors: list[BaseException] = []
+
+        def target(rank: int) -> None:
+            self.local.rank = rank
+            try:
+                results[rank] = work(rank)
+            except BaseException as error:
+                errors.append(error)
+                self.barrier.abort()
+
+        threads = [threading.Thread(target=target, args=(rank,)) for rank in range(self.size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        return [results[rank] for rank in range(self.size)]
+
+
+@pytest.fixture(scope="session")
+def make_group() -> Callable[[int, pytest.MonkeyPatch], Group]:
+    """Of a number, and a patch to do it with: threads in the place of so many processes."""
+
+    def make(size: int, patch: pytest.MonkeyPatch) -> Group:
+        held = Group(size)
+        patch.setattr(dist, "is_initialized", lambda: True)
+        patch.setattr(dist, "get_world_size", lambda: held.size)
+        patch.setattr(dist, "get_rank", held.rank)
+        patch.setattr(dist, "get_backend", lambda: "gloo")
+        patch.setattr(dist, "all_reduce", held.all_reduce)
+        patch.setattr(dist, "all_gather", held.all_gather)
+        return held
+
+    return make

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -29,65 +28,12 @@ from datafree.bank import Bank
 T = TypeVar("T")
 
 
-class Group:
-    """`size` threads in the place of processes. Outside of them it looks like rank 0 of the group."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.local = size, threading.local()
-        self.barrier = threading.Barrier(size, timeout=60)
-        self.slots: list[Tensor] = [torch.empty(0)] * size
-
-    def rank(self) -> int:
-        return int(getattr(self.local, "rank", 0))
-
-    def exchange(self, x: Tensor) -> list[Tensor]:
-        self.slots[self.rank()] = x.detach().clone()
-        self.barrier.wait()
-        held = list(self.slots)
-        self.barrier.wait()
-        return held
-
-    def all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
-        stacked = torch.stack(self.exchange(x))
-        x.detach().copy_(stacked.amax(0) if op == dist.ReduceOp.MAX else stacked.sum(0))
-
-    def all_gather(self, parts: list[Tensor], x: Tensor) -> None:
-        for part, other in zip(parts, self.exchange(x), strict=True):
-            part.copy_(other)
-
-    def run(self, work: Callable[[int], T]) -> list[T]:
-        """What `work(rank)` returns in each thread."""
-        results: dict[int, T] = {}
-        errors: list[BaseException] = []
-
-        def target(rank: int) -> None:
-            self.local.rank = rank
-            try:
-                results[rank] = work(rank)
-            except BaseException as error:
-                errors.append(error)
-                self.barrier.abort()
-
-        threads = [threading.Thread(target=target, args=(rank,)) for rank in range(self.size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
-        return [results[rank] for rank in range(self.size)]
+Group = Any  # tests/conftest.py has the class
 
 
 @pytest.fixture(params=[2, 3])
-def group(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Group:
-    held = Group(request.param)
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: held.size)
-    monkeypatch.setattr(dist, "get_rank", held.rank)
-    monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
-    monkeypatch.setattr(dist, "all_reduce", held.all_reduce)
-    monkeypatch.setattr(dist, "all_gather", held.all_gather)
-    return held
+def group(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_group: Callable[..., Group]) -> Group:
+    return make_group(request.param, monkeypatch)
 
 
 def alone(work: Callable[[], T]) -> T:
