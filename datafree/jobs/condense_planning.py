@@ -25,6 +25,7 @@ from datafree.data.whitening import Whitening
 from datafree.domain import Domain, make_domain
 from datafree.evaluation.cost import multiply_adds, parameters
 from datafree.evaluation.protocols import arch_for
+from datafree.jobs.idle import CONDENSE, check_idle
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast
 from datafree.jobs.planning import method_options
@@ -84,7 +85,7 @@ def check_read(config: CondenseConfig, method: type[Any]) -> None:
     """Refuses an option that was given and that nothing reads. One given as the method has it anyway is none.
 
     Raises:
-        ValueError: names them all, or says that labels cannot be learned.
+        ValueError: names them all, or the other option that leaves one idle, or says that labels cannot be learned.
     """
     defaults = {**DEFAULTS, "image_ema": CondenseConfig.image_ema, **method.LOOP}
     read = (*(LOOP_READS if hasattr(method, "terms") else SELECTION_READS), *method.READS)
@@ -98,6 +99,7 @@ def check_read(config: CondenseConfig, method: type[Any]) -> None:
             f"--labels learned: no term of {config.method} depends on labels: they would stay as they are, "
             "give --labels soft or hard"
         )
+    check_idle(given, {n: v for n, v in defaults.items() if n in read}, CONDENSE)
 
 
 def _check_start(asked: Mapping[str, Any], factor: int) -> None:

@@ -20,6 +20,7 @@ from datafree.distillation.sources import CondensedImages, Mixed, RealImages
 from datafree.domain import DOMAINS, Domain, parse_shape
 from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
 from datafree.jobs.beginnings import absolute_source, check_condensed, inherit, student_source, training_data
+from datafree.jobs.idle import METHOD, TRAIN, check_idle
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.models import build_model, next_smaller
 from datafree.models.build import one_line
@@ -40,6 +41,11 @@ WITHOUT_NORM = {"optimizer": "adam", "lr": 3e-3, "weight_decay": 0.0, "batch_siz
 RATE_BATCH = 128
 # What stands in a method's place, by the name that messages give it.
 INSTEAD: Mapping[type[Any], str] = {CondensedImages: "condensed", RealImages: "real"}
+# What a method's `STUDENT` may say of the student's training, and `USUAL` where it does not.
+METHODS_OWN = (
+    "criterion", "temperature", "optimizer", "augment", "weight_decay", "lr", "attention", "gradient_clip", "inherit",
+    "schedule", "milestones",
+)  # fmt: skip
 # Where a person takes another optimiser than the method's.
 RATES = {"sgd": 0.1, "adam": 1e-3}
 
@@ -338,6 +344,8 @@ def method_options(
             owners = [n for n in methods if option in {f.name for f in dataclasses.fields(load(n).Config)}]
             if owners:
                 raise ValueError(f"--{option.replace('_', '-')} belongs to {', '.join(owners)}, not to --method {name}")
+    defaults = {f.name: f.default for f in fields_of(method.Config)}
+    check_idle(options, defaults, METHOD)
     return replace(method.Config(), options)
 
 
@@ -354,21 +362,10 @@ def _fill_optimisation(
     if batch_size % world_size():
         raise ValueError(f"--batch-size {batch_size} does not divide among {world_size()} processes")
     values["batch_size"] = batch_size
-    for name in (
-        "criterion",
-        "temperature",
-        "optimizer",
-        "augment",
-        "weight_decay",
-        "lr",
-        "attention",
-        "gradient_clip",
-        "inherit",
-        "schedule",
-        "milestones",
-    ):
-        if getattr(config, name) is None:
-            values[name] = student.get(name, USUAL.get(name))
+    usual = {"momentum": TrainConfig.momentum, **{name: student.get(name, USUAL.get(name)) for name in METHODS_OWN}}
+    given = {name: getattr(config, name) for name in usual if getattr(config, name) is not None}
+    check_idle(given, usual, TRAIN)
+    values |= {name: value for name, value in usual.items() if name not in given}
     if config.lr is None:
         optimizer = config.optimizer or student["optimizer"]
         rate = student["lr"] if optimizer == student["optimizer"] else RATES[optimizer]

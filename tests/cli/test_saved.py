@@ -81,7 +81,7 @@ def test_another_method_is_planned_as_if_what_was_set_were_given(
 
 
 def test_what_was_set_and_another_method_does_not_read_is_refused(cli: Cli, tmp_path: Path) -> None:
-    file, _ = saved(tmp_path, "condense", method="dm", ipc=2, steps=2, net_pool=3, nets="reused")
+    file, _ = saved(tmp_path, "condense", method="dm", ipc=2, steps=2, net_pool=3, nets="trained")
     answer = cli("condense", "--config", file, "--method", "random", "--dry-run")
     assert answer.status == 2
     assert "random does not read --nets, --net-pool" in answer.err

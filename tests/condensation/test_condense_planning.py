@@ -163,6 +163,14 @@ IGNORED: dict[str, tuple[str, ...]] = {
     "sre2l": ("nets", "net_pool", "net_steps", "zca", "label_lr"),
     **{name: tuple(option for option in LOOP if option not in ("labels", "clip")) for name in SELECTIONS},
 }
+# What has to be said with an option, so that anything reads it.
+READER: dict[str, dict[str, str]] = {
+    "augmentation_mode": {"augmentation": "color"},
+    "net_pool": {"nets": "trained"},
+    "net_steps": {"nets": "reused"},
+    "image_momentum": {"optimizer": "sgd"},
+    "label_lr": {"labels": "learned"},
+}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -171,7 +179,8 @@ def test_an_option_that_a_method_does_not_read_is_refused(name: str) -> None:
     for option, value in LOOP.items():
         if value == method.LOOP.get(option):  # given or not, it is what the method takes
             value = {"optimizer": "sgd", "schedule": "constant", "labels": "hard", "nets": "reused"}[option]
-        config = CondenseConfig(**{"method": name, option: value})
+        reader = {k: v for k, v in READER.get(option, {}).items() if not {k, option} & set(IGNORED[name])}
+        config = CondenseConfig(**{"method": name, option: value, **reader})
         if option in IGNORED[name]:
             with pytest.raises(ValueError, match=rf"^{name} does not read --{option.replace('_', '-')}: leave it out"):
                 check_read(config, method)
