@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from datafree import losses
 from datafree.distillation.attention import common_maps, watch_maps
 from datafree.losses import CRITERIA
+from datafree.parallel import latest
 from datafree.synthesis.setting import Batch, Setting
 from datafree.training import Clock, Seconds, Trainer, run
 
@@ -47,6 +49,7 @@ class Alternation:
         self.student_steps: int = method.config.student_steps
         self.warmup: float = getattr(method.config, "warmup", 0.0)
         self.rounds = 0
+        self.round_seconds = 0.0
         self.due = True
         self.agreement: Tensor = torch.zeros(())
 
@@ -62,9 +65,14 @@ class Alternation:
         self._keep_pace(clock)
         if not self.due:
             return {}
-        self.rounds += 1
         self.due = False
+        if clock.step and clock.seconds is not None and clock.seconds * (1 - clock.fraction) < self.round_seconds:
+            return {}  # what another round made, hardly a step would see: the student goes on with what is there
+        self.rounds += 1
+        begin = time.monotonic()
         terms: Mapping[str, float] = self.method.update()
+        if clock.seconds is not None:
+            self.round_seconds = latest(time.monotonic() - begin)
         return terms
 
     def terms(self, clock: Clock) -> Mapping[str, Tensor]:

@@ -22,5 +22,6 @@ def info_nce(rows: Tensor, columns: Tensor, temperature: float, first: int = 0) 
 
     Source: van den Oord et al. 2018, eq. 4; by cosines, as CMI (Fang et al. 2021) takes it.
     """
-    logits = F.normalize(raised(rows), dim=1) @ F.normalize(raised(columns), dim=1).T / temperature
+    with torch.autocast(rows.device.type, enabled=False):  # cosines over a small τ: not in half precision
+        logits = F.normalize(raised(rows), dim=1) @ F.normalize(raised(columns), dim=1).T / temperature
     return F.cross_entropy(logits, torch.arange(len(rows), device=rows.device) + first)

@@ -27,7 +27,7 @@ class Contrast:
         temperature: of the term.
         capacity: pairs that are held; the oldest go first.
         negatives: of them that a batch is told from.
-        lr: of the head's Adam (betas 0.5, 0.999).
+        lr: of the head's Adam.
     """
 
     def __init__(self, setting: Setting, *, temperature: float, capacity: int, negatives: int, lr: float) -> None:
@@ -37,7 +37,7 @@ class Contrast:
             width = described(setting.teacher, blank)[1].shape[1]
         self.pairs = torch.empty(0, 2, width, device=setting.device)
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION)).to(setting.device)
-        self.optimizer = torch.optim.Adam(self.head.parameters(), lr, betas=(0.5, 0.999))
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr)
 
     def term(self, part: Tensor, whole: Tensor) -> Tensor:
         """`contrast_term` against earlier pairs that are drawn anew, unweighted."""

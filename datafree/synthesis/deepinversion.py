@@ -112,7 +112,8 @@ class DeepInversion:
         },
         # The common re-implementation, which has a student: 200 epochs, one call and 400 student steps each.
         "zju": {
-            "bn": 10.0, "adv": 1.0, "tv_l2": 1e-3, "pixel_steps": 1000, "pixel_lr": 0.1, "pixel_betas": (0.5, 0.99),
+            "bn": 10.0, "adv": 1.0, "tv_l1": 1e-3, "tv_l2": 0.0, "jitter": 4,
+            "pixel_steps": 1000, "pixel_lr": 0.1, "pixel_betas": (0.5, 0.99),
             "rise": 0.0, "synthesis_batch": 256, "student_steps": 400, "bank": 51_200, "warmup": 0.0,
             "batch_size": 256, "epochs": 200.0, "lr": 0.1, "weight_decay": 1e-4,
         },

@@ -174,7 +174,7 @@ class PRE:
         with torch.no_grad():
             images = imaging.fresh(new)
             if recalled:
-                images = torch.cat([images, self.recall(recalled)])
+                images = torch.cat([images, self.recall(recalled, training=True)])
             wanted = setting.teacher(images)
         self.memory.train()
         noise = torch.cat([imaging.latents(new), imaging.latents(recalled)])
@@ -192,9 +192,12 @@ class PRE:
         self.learned += 1
         return {name: term.detach() for name, term in terms.items()}
 
-    def recall(self, n: int) -> Tensor:
-        """This process's slice of n images from the memory, whose codes have taken one step towards decided ones."""
-        self.memory.eval()
+    def recall(self, n: int, *, training: bool = False) -> Tensor:
+        """This process's slice of n images from the memory, whose codes have taken one step towards decided ones.
+
+        As in the release its batch norm is in training mode while it learns, in evaluation mode for the student.
+        """
+        self.memory.train(training)
         codes = self.imaging.latents(n).requires_grad_()
         optimizer = torch.optim.Adam([codes], lr=self.config.generator_lr)
         with torch.enable_grad():

@@ -58,7 +58,10 @@ def resized_crops(images: Tensor, boxes: Boxes) -> Tensor:
     matrix[:, 0, 0] = torch.where(mirrored, -size[:, 0], size[:, 0])
     matrix[:, 1, 1] = size[:, 1]
     matrix[:, :, 2] = centre
-    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # it multiplies matrices: places would be off by parts of a pixel
+        grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
     # Pixels have an extent: what lies beyond the outermost centres has their value.
     parts = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return parts.contiguous(memory_format=torch.channels_last)

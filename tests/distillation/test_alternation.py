@@ -76,6 +76,23 @@ def alternation(method: Any, at: Setting, **values: Any) -> Alternation:
     return Alternation(method, at, **{"criterion": "kl", "temperature": 4.0, "augmented": False, **values})
 
 
+def test_a_round_that_would_outlast_the_budget_is_not_begun() -> None:
+    method = Counting(at := setting(), student_steps=1)
+    source, clock = alternation(method, at), Clock(seconds=100.0)
+    clock.step, source.round_seconds = 4, 30.0
+    clock._read = 69.0
+    assert source.advance(clock)
+    assert method.updates == 1
+    source.due, source.round_seconds, clock._read = True, 30.0, 71.0
+    assert not source.advance(clock)
+    assert method.updates == 1
+    assert not source.due
+    assert source.terms(clock)  # the student goes on with what there is
+    first = alternation(method, at)
+    first.round_seconds, clock.step, first.due = 30.0, 0, True
+    assert first.advance(clock)  # before the first step there is nothing to go on with
+
+
 def optimisation(**values: Any) -> OptimisationConfig:
     return OptimisationConfig(**{"lr": 0.1, "optimizer": "sgd", "weight_decay": 1e-4, **values})
 

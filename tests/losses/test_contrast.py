@@ -44,3 +44,10 @@ def test_half_types_are_raised() -> None:
     value = losses.info_nce(rows, rows, 0.1)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, losses.info_nce(rows.float(), rows.float(), 0.1))
+
+
+def test_autocast_leaves_info_nce_in_float32() -> None:
+    rows, columns = torch.randn(8, 64), torch.randn(32, 64)
+    wanted = losses.info_nce(rows, columns, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(losses.info_nce(rows, columns, 0.1), wanted)

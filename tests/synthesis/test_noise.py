@@ -38,7 +38,10 @@ def test_hooks_are_removed_after_an_error_too(toy: Toy) -> None:
 
 def test_without_the_flag_the_teacher_answers_as_it_is(toy: Toy) -> None:
     at, images = toy(), torch.rand(6, 3, 8, 8)
-    assert torch.equal(Noise(at, NoiseConfig()).answer(images), at.teacher(images))
+    source = Alternation(Noise(at, NoiseConfig()), at, criterion="kl", temperature=1.0, augmented=False)
+    torch.testing.assert_close(source.answer(images), at.teacher(images), rtol=1e-4, atol=1e-5)
+    assert source.answer is not at.teacher  # its copy without batch norms, which answers sooner
+    assert not hasattr(source.method, "answer")
 
 
 def test_the_student_matches_the_answer(toy: Toy) -> None:

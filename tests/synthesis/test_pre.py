@@ -137,11 +137,13 @@ def test_the_students_batch_holds_the_published_share_of_recalled_images(n: int,
     assert method.made == 9 + n - recalled
 
 
-def test_nothing_is_recalled_before_anything_was_learned_or_where_none_is_wanted() -> None:
+def test_nothing_is_recalled_before_anything_was_learned_or_where_none_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for method in (build(setting()), build(setting(), replay=0.0)):
         if method.config.replay == 0:
             method.update()
-        method.recall = lambda n: pytest.fail("there is nothing to recall")  # type: ignore[method-assign]
+        monkeypatch.setattr(method, "recall", lambda n: pytest.fail("there is nothing to recall"))
         assert len(method.sample(9).images) == 9
 
 
@@ -168,6 +170,29 @@ def test_codes_take_a_step_towards_sure_and_balanced_decisions() -> None:
     # Adam's first step has the length of its rate in every entry.
     torch.testing.assert_close((seen[1] - codes).abs(), torch.full_like(codes, 0.01), rtol=1e-2, atol=1e-5)
     assert loss(images, seen[1]) < before
+
+
+def test_the_memory_recalls_in_training_mode_while_it_learns_and_not_for_the_student(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = build(setting(), replay=0.5)
+    modes: list[bool] = []
+    decode = method.memory.decode
+
+    def watched(codes: Tensor) -> Tensor:
+        modes.append(method.memory.training)
+        return decode(codes)
+
+    monkeypatch.setattr(method.memory, "decode", watched)
+    method.learned = 1
+    method.learn()
+    assert modes
+    assert all(modes)
+    modes.clear()
+    method.imaging.keep(method.imaging.fresh(9).detach())
+    method.sample(8)
+    assert modes
+    assert not any(modes)
 
 
 def test_the_memory_is_part_of_the_state() -> None:

@@ -88,8 +88,9 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
         "pixel_betas": (0.5, 0.9), "synthesis_batch": 84,
     },
     ("deepinversion", "zju"): {
-        "onehot": 1.0, "bn": 10.0, "first_bn": 1.0, "adv": 1.0, "tv_l1": 0.0, "tv_l2": 1e-3, "l2": 0.0,
-        "pixel_steps": 1000, "pixel_lr": 0.1, "rise": 0.0, "pixel_betas": (0.5, 0.99), "synthesis_batch": 256,
+        "onehot": 1.0, "bn": 10.0, "first_bn": 1.0, "adv": 1.0, "tv_l1": 1e-3, "tv_l2": 0.0, "l2": 0.0,
+        "jitter": 4, "pixel_steps": 1000, "pixel_lr": 0.1, "rise": 0.0, "pixel_betas": (0.5, 0.99),
+        "synthesis_batch": 256,
         "student_steps": 400, "warmup": 0.0, "bank": 200 * 256, "batch_size": 256, "epochs": 200.0, "optimizer": "sgd",
         "lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine", "criterion": "kl", "temperature": 20.0, "augment": True,
     },

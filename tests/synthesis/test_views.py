@@ -91,3 +91,10 @@ def test_a_local_view_is_drawn_from_the_generator_it_is_given() -> None:
     assert one.shape == images.shape
     assert one.min() >= 0
     assert one.max() <= 1
+
+
+def test_autocast_moves_no_place() -> None:
+    images, where = torch.rand(2, 3, 32, 32), boxes((0.31, -0.21, 0.53, 0.67, False), (-0.4, 0.1, 0.6, 0.9, True))
+    wanted = resized_crops(images, where)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(resized_crops(images, where), wanted)
