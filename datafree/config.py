@@ -10,6 +10,8 @@ import dataclasses
 import functools
 import importlib.util
 import math
+import numbers
+import os
 import re
 import types
 import typing
@@ -64,18 +66,61 @@ def replace(config: Any, values: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: unknown name or invalid value.
     """
-    known = [f.name for f in dataclasses.fields(config)]
+    fields = {field.name: field for field in fields_of(type(config))}
     for name in values:
-        if name not in known:
-            raise ValueError(f"unknown option {name!r} for {type(config).__name__}{_nearest(name, known)}")
-    return dataclasses.replace(config, **values)
+        if name not in fields:
+            raise ValueError(f"unknown option {name!r} for {type(config).__name__}{nearest(name, list(fields))}")
+    return dataclasses.replace(config, **{name: _of_kind(fields[name], value) for name, value in values.items()})
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
+    """How a message on the unknown `name` ends: the one of `known` that was meant, or all of them."""
     import difflib
 
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]!r}?" if close else f": take one of {', '.join(known)}"
+
+
+def check_kinds(config: Any) -> None:
+    """Brings each field's value to the type of its annotation; what a flag would give anyway needs no more.
+
+    Raises:
+        ValueError: a value of another type, in one line.
+    """
+    for field in fields_of(type(config)):
+        value = getattr(config, field.name)
+        if (right := _of_kind(field, value)) is not value:
+            object.__setattr__(config, field.name, right)
+
+
+def _of_kind(field: Field, value: Any) -> Any:
+    """`value` as the field's type: a path as text, a list as a tuple, 32 as "32", 1e3 as 1000; None is anybody's."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if value is None or (type(value) is field.type and field.type is not tuple):
+        return value
+    if field.type is tuple and isinstance(value, list | tuple) and all(isinstance(v, numbers.Real) for v in value):
+        return tuple(value)
+    if field.type is float and number:
+        return value
+    if field.type is int and number and (isinstance(value, numbers.Integral) or value == value // 1):
+        return int(value)
+    if field.type is bool and value in (0, 1):
+        return bool(value)
+    if field.type is str and (number or isinstance(value, str | os.PathLike) or field.name == "device"):
+        return str(value)
+    if hasattr(value, "state_dict"):
+        raise ValueError(
+            f"{field.flag} is a {type(value).__name__}: save its state_dict() to a file and give that, with --arch "
+            "file.py:function for a network of your own"
+        )
+    wanted = {
+        tuple: "several numbers, such as (.485, .456, .406)",
+        float: "a number",
+        int: "a whole number",
+        bool: "True or False",
+        str: "a text",
+    }
+    raise ValueError(f"{field.flag} is {value!r}: give {wanted[field.type]}")
 
 
 @functools.cache
@@ -212,6 +257,7 @@ class OptimisationConfig:
     ] = None
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         positive(self, "lr", "steps", "epochs", "batch_size", "gradient_clip")
         not_negative(self, "weight_decay")
         share(self, "momentum", "ema")
@@ -230,13 +276,14 @@ class OptimisationConfig:
 class MachineConfig:
     """Where and how a job runs."""
 
-    device: Annotated[str, "cpu, cuda, cuda:1, mps; auto takes cuda where there is one"] = "auto"
+    device: Annotated[str, "cpu, cuda, cuda:1; auto takes cuda where there is one"] = "auto"
     precision: Annotated[Literal["32", "bf16"], "arithmetic of the networks"] = "32"
     threads: Annotated[int | None, "CPU threads; default: as many as torch sees"] = None
     seed: Annotated[int, "seed of every random draw"] = 0
     download: Annotated[bool, "allow downloads of data and of torchvision's and timm's weights"] = False
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         positive(self, "threads")
         not_negative(self, "seed")
         choice(self, "precision")
@@ -246,6 +293,7 @@ class MachineConfig:
 class TrainConfig(OptimisationConfig, MachineConfig):
     """`datafree train`: everything but the method's own hyper-parameters."""
 
+    epochs: Annotated[float | None, "length in epochs, of 400 student steps each"] = None
     teacher: Annotated[
         str | None, "checkpoint, run folder, torchvision:NAME or timm:NAME; default: trained on digits"
     ] = None
@@ -256,7 +304,9 @@ class TrainConfig(OptimisationConfig, MachineConfig):
         str | None,
         "instead of a method's images condensed:FOLDER, both half and half condensed:FOLDER+METHOD, or real data: real",
     ] = None
-    data: Annotated[str | None, "domain of the images; its test data, if there, serve the last evaluation only"] = None
+    data: Annotated[
+        str | None, "domain of the images; its test data, if there, serve the log and the last evaluation only"
+    ] = None
     shape: Annotated[str | None, "image size CxHxW, such as 3x32x32, where no data set is named"] = None
     classes: Annotated[int | None, "number of classes, where no data set is named"] = None
     mean: Annotated[Floats | None, "the teacher's normalisation, such as .485,.456,.406"] = None
@@ -307,6 +357,9 @@ class PretrainConfig(OptimisationConfig, MachineConfig):
     mean: Annotated[Floats | None, "normalisation, one value a channel"] = None
     std: Annotated[Floats | None, "normalisation, one value a channel"] = None
     augment: Annotated[bool, "crop and, where labels allow, flip"] = True
+    flip: Annotated[
+        bool | None, "mirror images at random; default: where labels allow, which of other data coloured images' do"
+    ] = None
     batch_size: Annotated[int | None, "images a step; default: 128"] = None
     checkpoint_every: Annotated[float, "seconds between checkpoints"] = 60.0
 
@@ -336,6 +389,9 @@ class CondenseConfig(MachineConfig):
     arch: Annotated[str, "networks to look through: a name or file.py:function; auto: ConvNet by image size"] = "auto"
     mean: Annotated[Floats | None, "normalisation, one value a channel; default: the data set's"] = None
     std: Annotated[Floats | None, "normalisation, one value a channel; default: the data set's"] = None
+    flip: Annotated[
+        bool | None, "mirror images at random; default: where labels allow, which of other data coloured images' do"
+    ] = None
     init: Annotated[
         Literal["noise", "real", "herding", "mosaic"] | None,
         "first images: noise, real ones at random, herding's, or real ones scaled down to fill a --factor",
@@ -366,7 +422,9 @@ class CondenseConfig(MachineConfig):
     ] = None
     image_lr: Annotated[float | None, "rate for the images, in units of [0, 1] pixels"] = None
     image_momentum: Annotated[float | None, "SGD's momentum for the images"] = None
-    label_lr: Annotated[float | None, "rate for learned labels (SGD, momentum 0.9)"] = None
+    label_lr: Annotated[
+        float | None, "rate for learned labels: SGD's, momentum 0.9; frepo's go through the images' optimiser"
+    ] = None
     schedule: Annotated[Literal["cosine", "constant"] | None, "the images' rate over the run"] = None
     image_ema: Annotated[float, "decay of the images' moving average, which is then the result; 0: off"] = 0.0
     clip: Annotated[

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -36,13 +37,19 @@ def rank() -> int:
 
 
 def initialise(device: str) -> str:
-    """Joins the group that torchrun announced (gloo on CPU, nccl on GPUs) and returns this process's device."""
+    """Joins the group that torchrun announced (gloo on CPU, nccl on GPUs) and returns this process's device.
+
+    On GPUs that is made the current one first: what is sent between processes is built there.
+    """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     cuda = device.startswith("cuda")
+    if cuda:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else device
+    return device
 
 
 def finish() -> None:
@@ -54,6 +61,14 @@ def finish() -> None:
         # interpreter ending by then, the process would abort; so one reference is never given back.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(last))
         dist.destroy_process_group()
+
+
+def forked(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, torch's global random numbers of the CPU and of this device may be drawn; afterwards they are as before.
+
+    Not of all GPUs, as `fork_rng` does by itself: the others are no business of this process.
+    """
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def shard(batch: Tensor) -> Tensor:

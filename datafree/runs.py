@@ -28,7 +28,9 @@ import datafree
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 LOCK = ".lock"  # there while a run is written
 SAMPLES = "sampling.json"  # what `sample` writes first: the pictures beside it are its own
-_OURS = ("result.json", "metrics.jsonl", "report.html", CHECKPOINT, PREVIOUS, "condensed.safetensors")
+_OURS = (
+    "result.json", "metrics.jsonl", "report.html", CHECKPOINT, PREVIOUS, f".{CHECKPOINT}.new", "condensed.safetensors",
+)  # fmt: skip
 _NETWORKS = ("student.safetensors", "generator.safetensors", "model.safetensors", "teacher.safetensors")
 # What some other program made may bear these names too: they are ours beside one of the marks, which go last.
 _COMMON = ("images", "tensorboard", "evaluation.json", "card.md", "labels.safetensors")
@@ -330,7 +332,7 @@ def peak_rss_mb() -> float:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, git commit, machine and command, for the manifest."""
-    packages = ("torch", "torchvision", "numpy", "kornia")
+    packages = ("torch", "torchvision", "numpy")
     versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
     return {
         "datafree": datafree.__version__,

@@ -252,8 +252,11 @@ def _hooks(
         handles += [head.register_forward_pre_hook(keep) for head in heads]
     if attended is not None:
         handles += [attention.register_forward_hook(attend) for attention in teacher.attentions]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # without gradients older torch would go past the layers inside
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()

@@ -280,9 +280,11 @@ def run(
 
 
 def check_terms(terms: Mapping[str, Tensor | float], step: int) -> None:
-    """Raises TermError if a term is not finite."""
+    """Raises TermError if a term is not finite. The device is waited for once."""
+    held = [term.detach().float() for term in terms.values() if isinstance(term, Tensor)]
+    read = iter(torch.stack(held).tolist() if held else ())
     for name, term in terms.items():
-        value = float(term.detach() if isinstance(term, Tensor) else term)
+        value = next(read) if isinstance(term, Tensor) else float(term)
         if not math.isfinite(value):
             hint = "try a lower rate or weight, or --precision 32"
             raise TermError(f"the term {name!r} became {value} at step {step}: {hint}")

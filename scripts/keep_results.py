@@ -20,9 +20,9 @@ BENCHMARKS = ROOT / "benchmarks"
 PAGE = BENCHMARKS / "README.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-SHOWN = ("data-free-cpu", "condensation-cpu")  # in the README: the default and the best other method of each group
+SHOWN = ("data-free-cpu", "condensation-cpu")  # in the README
 DEFAULTS = ("blend", "default", "frepo")
-BASELINES = ("random", "noise", "student-with-data", "distilled-with-data")
+BASELINES = ("random", "herding", "mean", "noise", "student-with-data", "distilled-with-data")
 
 
 def keep(results: Path) -> list[Path]:
@@ -53,7 +53,7 @@ def page() -> str:
 
 
 def short_table() -> str:
-    """The README's table: of each group the default, at each length the best other method, and the baselines."""
+    """The README's table: of each group, at each length, the default and the best other method; and the baselines."""
     lines = ["| | method | length | accuracy |", "|---|---|---|---|"]
     for name in SHOWN:
         table = load_table(name)
@@ -74,11 +74,17 @@ def _shown(table: Table, group: str, found: dict[str, list]) -> list[Cell]:  # t
         values = accuracies(cell, [r.content for r in found[cell.name] if r.done])
         return sum(values) / len(values)
 
+    def best(cells: list[Cell]) -> list[Cell]:
+        """One of each length."""
+        lengths = dict.fromkeys(map(length, cells))
+        return [max((c for c in cells if length(c) == each), key=score) for each in lengths]
+
+    baselines = [c for c in run if c.row in BASELINES]
     defaults = [c for c in run if c.row in DEFAULTS]
-    others = [c for c in run if c.row not in (*DEFAULTS, *BASELINES) and not c.row.startswith(DEFAULTS)]
-    lengths = dict.fromkeys(map(length, others))
-    best = [max((c for c in others if length(c) == each), key=score) for each in lengths]
-    return [*defaults, *best, *(c for c in run if c.row in BASELINES)]
+    known = {length(c) for c in defaults}
+    variants = [c for c in run if c.row.startswith(DEFAULTS) and length(c) not in known]  # such as frepo-60m
+    others = [c for c in run if c.row not in BASELINES and not c.row.startswith(DEFAULTS)]
+    return [*defaults, *best(variants), *best(others), *baselines]
 
 
 def rendered(readme: str) -> str:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+# What `auto` takes must not depend on the machine. Read when torch is first asked for a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Two OpenMP threads on busy cores can be many times slower than one. Child processes read the variable.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import torch
 
 from datafree.config import (
     Floats,
@@ -177,6 +179,49 @@ def test_impossible_values_are_refused_in_one_line(config: type[Any], values: di
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
         config(**values)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "text"),
+    [
+        (TrainConfig, {"mean": 0.3}, "--mean is 0.3: give several numbers, such as (.485, .456, .406)"),
+        (TrainConfig, {"mean": ("a",)}, "--mean is ('a',): give several numbers"),
+        (TrainConfig, {"steps": "10"}, "--steps is '10': give a whole number"),
+        (TrainConfig, {"steps": 10.5}, "--steps is 10.5: give a whole number"),
+        (TrainConfig, {"lr": True}, "--lr is True: give a number"),
+        (TrainConfig, {"flip": "yes"}, "--flip is 'yes': give True or False"),
+        (TrainConfig, {"shape": (3, 32, 32)}, "--shape is (3, 32, 32): give a text"),
+        (MachineConfig, {"precision": 16}, "--precision is '16': take 32 or bf16"),
+        (PretrainConfig, {"data": ["a"]}, "--data is ['a']: give a text"),
+    ],
+)
+def test_values_of_another_type_are_refused_in_one_line(config: type[Any], values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        config(**values)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        replace(config(), values)
+
+
+def test_a_method_refuses_values_of_another_type() -> None:
+    with pytest.raises(ValueError, match=r"^--pixel-betas is 0.5: give several numbers"):
+        replace(load_method("deepinversion").Config(), {"pixel_betas": 0.5})
+    with pytest.raises(ValueError, match=r"^--bank is 'all': give a whole number"):
+        replace(load_method("dfq").Config(), {"bank": "all"})
+
+
+def test_values_that_a_flag_would_give_anyway_are_taken(tmp_path: Path) -> None:
+    config = TrainConfig(teacher=tmp_path / "x.pt", precision=32, mean=[0.3], steps=1e3, augment=1, budget=None)  # type: ignore[arg-type]
+    wanted = {"teacher": str(tmp_path / "x.pt"), "precision": "32", "mean": (0.3,), "steps": 1000, "augment": True}
+    assert {name: getattr(config, name) for name in wanted} == wanted
+    assert MachineConfig(device=torch.device("cpu")).device == "cpu"  # type: ignore[arg-type]
+    assert [type(getattr(config, name)) for name in wanted] == [str, str, tuple, int, bool]
+
+
+def test_a_module_is_no_teacher() -> None:
+    from torch import nn
+
+    with pytest.raises(ValueError, match=r"^--teacher is a Linear: save its state_dict\(\) .* --arch file.py:function"):
+        TrainConfig(teacher=nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 def absurd(name: str) -> list[tuple[str, str, Any]]:

@@ -149,8 +149,15 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"datafree", info}
     packages = {name.removesuffix("/__init__.py").replace("/", ".") for name in names if name.endswith("/__init__.py")}
     assert packages == set(packages_listed())
-    assert "datafree/py.typed" in names
-    assert "datafree/templates/report.html.j2" in names
+    beside = {
+        path.relative_to(source).as_posix()
+        for folder in ("datafree", *MAPPED)
+        for path in (source / folder).rglob("*")
+        if path.is_file() and path.suffix != ".py"
+    }
+    inside = {f"datafree/{name}" if name.split("/")[0] in MAPPED else name for name in beside}
+    assert "datafree/py.typed" in inside
+    assert inside <= set(names)
     assert metadata["Version"] == datafree.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "datafree = datafree.cli:main" in scripts

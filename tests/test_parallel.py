@@ -65,17 +65,29 @@ def test_without_torchrun_no_group_is_joined(monkeypatch: pytest.MonkeyPatch) ->
     parallel.finish()
 
 
-@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
-def test_all_wait_for_the_first_as_long_as_it_takes(device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "own", "calls"),
+    [("cpu", "cpu", ["gloo"]), ("cuda", "cuda:1", ["cuda:1", "nccl"]), ("cuda:0", "cuda:1", ["cuda:1", "nccl"])],
+)
+def test_a_process_takes_its_gpu_and_then_joins(
+    device: str, own: str, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A network that rank 0 trains for the others takes hours; torch gives up after 30 minutes (gloo) or 10 (nccl)."""
-    joined: list[tuple[Any, ...]] = []
-    monkeypatch.setenv("RANK", "1")
+    seen: list[str] = []
+    timeouts: list[timedelta] = []
+
+    def join(name: str, timeout: timedelta) -> None:
+        seen.append(name)
+        timeouts.append(timeout)
+
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(dist, "init_process_group", lambda *names, timeout: joined.append((*names, timeout)))
-    parallel.initialise(device)
-    ((name, timeout),) = joined
-    assert name == backend
-    assert timeout >= timedelta(days=1)
+    monkeypatch.setattr(dist, "init_process_group", join)
+    monkeypatch.setattr(torch.cuda, "set_device", seen.append)
+    assert parallel.initialise(device) == own
+    assert seen == calls
+    assert timeouts[0] >= timedelta(days=1)
 
 
 def test_slices_make_up_the_batch_in_order(group: Group) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from datafree import condensation, synthesis
 from datafree.tables import find_tables, load_table, read_results
+from datafree.tables.results import current
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +29,22 @@ def load_script(name: str = "keep_results") -> Any:
 def test_the_readme_shows_the_result_files():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert load_script().rendered(readme) == readme
+
+
+def test_the_readme_shows_each_length_and_every_baseline_that_was_run():
+    script = load_script()
+    shown = script.short_table()
+    for name in script.SHOWN:
+        table = load_table(name)
+        found, _ = current(table, read_results(ROOT / "benchmarks" / "results" / name))
+        for cell in table.cells:
+            if not any(result.done for result in found[cell.name]):
+                continue
+            part = re.split(r"\n\| (?! \|)", shown.partition(table.groups[cell.group])[2])[0]
+            if cell.row in ("random", "herding", "mean", "noise", "student-with-data", "distilled-with-data"):
+                assert f"| {cell.title} | " in part, cell.name
+            else:
+                assert f" | {script.length(cell)} | " in part, cell.name
 
 
 def test_the_page_of_tables_shows_the_result_files():

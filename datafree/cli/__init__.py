@@ -18,11 +18,11 @@ COMMANDS = {
     "condense": ("datafree.cli.condense:condense", "Condense a real data set into a few synthetic images."),
     "experts": ("datafree.cli.experts:experts", "Record experts: trajectories of networks on real data."),
     "pretrain": ("datafree.cli.pretrain:pretrain", "Train a network on real data: a teacher, or the baseline."),
-    "evaluate": ("datafree.cli.evaluate:evaluate", "Test a student: accuracy, agreement with its teacher."),
+    "evaluate": ("datafree.cli.evaluate:evaluate", "Test a student, or networks trained on a condensed set."),
     "sample": ("datafree.cli.sample:sample", "Write images of a run's generator, with the teacher's soft labels."),
     "report": ("datafree.cli.report:report", "Compare runs on one page: curves, costs, classes, options."),
     "reproduce": ("datafree.cli.reproduce:reproduce", "Run the missing cells of a table of results, and render it."),
-    "list": ("datafree.cli.listing:listing", "List methods, models, data or generators."),
+    "list": ("datafree.cli.listing:listing", "List methods, condensers, models, data or generators."),
 }
 
 

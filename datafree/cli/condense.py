@@ -19,7 +19,8 @@ KIND = Kind(
     common=CondenseConfig,
     sections={
         "Data and images": (
-            "data", "validation", "ipc", "images", "allow_fewer", "init", "factor", "labels", "mean", "std", "zca",
+            "data", "validation", "ipc", "images", "allow_fewer", "init", "factor", "labels", "mean", "std", "flip",
+            "zca",
         ),
         "Length": ("steps", "budget"),
         "Method and networks": ("method", "arch", "nets", "net_pool", "net_steps"),

@@ -14,7 +14,9 @@ from datafree.cli.display import percent, table
 @click.argument("what", required=False)
 @click.option("--data", metavar="NAME", help="data whose test split is taken  [default: the student's or set's own]")
 @click.option("--arch", metavar="TEXT", help="the student's architecture; for a set, networks with commas between")
-@click.option("--teacher", metavar="TEXT", help="measure agreement with this teacher  [default: the run's]")
+@click.option(
+    "--teacher", metavar="TEXT", help="measure agreement with it  [default: the run's]; for a set, of --protocol rded"
+)
 @click.option("--teacher-arch", metavar="TEXT", help="the teacher's architecture, where its file does not say")
 @click.option("--protocol", metavar="NAME", help="how networks are trained on a set  [default: default]")
 @click.option("--seeds", type=int, metavar="N", help="networks trained on a set  [default: the protocol's]")
@@ -40,7 +42,7 @@ from datafree.cli.display import percent, table
 )
 @click.option("--precision", type=click.Choice(["32", "bf16"]), help="arithmetic of networks on a set  [default: 32]")
 @click.option("--threads", type=int, metavar="N", help="CPU threads; default: as many as torch sees")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...; auto takes cuda where there is one")
 @click.option("--download", is_flag=True, help="allow the data to be downloaded")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 def evaluate(what: str | None, **values: Any) -> None:
@@ -154,7 +156,8 @@ def _foreign(values: dict[str, Any]) -> Any:
 
 
 def _rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [("protocol", f"{scores['protocol']}, {scores['networks']} networks, {scores['split']} images")]
+    networks = "1 network" if scores["networks"] == 1 else f"{scores['networks']} networks"
+    rows = [("protocol", f"{scores['protocol']}, {networks}, {scores['split']} images")]
     for arch, each in scores["archs"].items():
         rows.append((arch, f"{_spread(each, '')}  (random real images: {_spread(each, 'random_')})"))
     if scores["whole_accuracy"] is not None:
@@ -165,4 +168,6 @@ def _rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _spread(each: dict[str, Any], prefix: str) -> str:
-    return f"{100 * each[prefix + 'accuracy_mean']:.2f} ± {100 * each[prefix + 'accuracy_std']:.2f} %"
+    """Mean and standard deviation over networks; one has none."""
+    spread = f" ± {100 * each[prefix + 'accuracy_std']:.2f}" if len(each[prefix + "accuracies"]) > 1 else ""
+    return f"{100 * each[prefix + 'accuracy_mean']:.2f}{spread} %"

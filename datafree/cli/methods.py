@@ -13,6 +13,13 @@ from datafree.cli.display import Display
 from datafree.cli.options import option, options
 from datafree.config import fields_of, light_config
 
+# What a run reads off its teacher and data where a person says nothing; the last four are a method's: a term that the
+# teacher gives nothing to match to, what stands in for it, and what memory allows. A saved run holds the old values.
+OF_DATA = ("arch", "shape", "classes", "mean", "std", "flip", "zca", "bn", "shapes", "student_steps", "bank")
+READ_OFF: Mapping[str, tuple[str, ...]] = {"teacher": (*OF_DATA, "data"), "data": OF_DATA}
+
+RESUMED = ("train", "condense", "pretrain")  # commands that have --resume
+
 
 class Kind(NamedTuple):
     """A kind of job that has methods.
@@ -112,11 +119,16 @@ def _peek(args: list[str], flag: str) -> str | None:
 def read_config(path: str, kind: Kind) -> Saved:
     """What a run.json holds, or a table's result file, whose "run" is one; each value of the type its field has.
 
+    Of a run's own result.json, the run.json beside it is read.
+
     Raises:
         ValueError: it cannot be read, is another job's, or holds what no field takes.
     """
     try:
         about = json.loads(Path(path).read_text(encoding="utf-8"))
+        beside = Path(path).with_name("run.json")
+        if not {"run", "config"} & set(about) and beside.is_file():
+            about = json.loads(beside.read_text(encoding="utf-8"))
         about = about.get("run", about)
         config, own = _values(about["config"]), _values(about["method_options"])
         chosen = frozenset(about.get("set_by_user", (*config, *own)))
@@ -140,10 +152,15 @@ def saved_and_given(
     """A saved run with flags over it. Of `alternatives`, which exclude each other, a given one ousts a saved one.
 
     With another method the saved run's has no say: what a person had set stays, what that method made of the rest goes.
+    So it is with what was read off the teacher or the data, where another one is given.
     """
     (common, own, chosen), (new, new_own) = saved, given
     if "method" in new and new["method"] != common.get("method"):
         common, own = {k: v for k, v in common.items() if k in chosen - {"preset"}}, {}
+    for other in set(READ_OFF) & set(new):
+        common, own = (
+            {k: v for k, v in each.items() if k in chosen or k not in READ_OFF[other]} for each in (common, own)
+        )
     for names in alternatives:
         if set(names) & set(new):
             common = {k: v for k, v in common.items() if k not in names}
@@ -158,11 +175,24 @@ def resume(kind: Kind, job: str, out: str | None, others: list[str], quiet: bool
         ValueError: no run of this kind is there.
     """
     folder = folder_to_resume(out, others)
+    check_job(folder, kind)
     read_config(str(folder / "run.json"), kind)
     from datafree import jobs
 
     with Display(quiet) as display:
         return getattr(jobs, job)(folder, say=display.say, show=display.show)
+
+
+def check_job(folder: Path, kind: Kind) -> None:
+    """Raises ValueError where the run in the folder is another command's; says which one goes on with it."""
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("job", "train")
+    except (OSError, ValueError, AttributeError):
+        return  # `read_config` says what is wrong with it
+    if found != kind.job and found in RESUMED:
+        raise ValueError(f"{folder} holds a {found} run: resume it with datafree {found} --resume")
+    if found != kind.job:
+        raise ValueError(f"{folder} holds a {found} run, which is not resumed: start that again")
 
 
 def folder_to_resume(out: str | None, others: list[str]) -> Path:

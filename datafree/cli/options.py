@@ -10,7 +10,7 @@ import click
 from datafree.config import Field, fields_of
 
 
-class Numbers(click.ParamType[Any]):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """Comma-separated numbers."""
 
     name = "numbers"

@@ -106,7 +106,7 @@ def scaled_recipe(setting: Setting, options: TrajectoryOptions) -> Recipe:
 
 def empty_network(setting: Setting) -> nn.Module:
     """A network of the run whose weights do not matter; the global random state stays."""
-    with torch.random.fork_rng():
+    with parallel.forked(setting.device):
         return setting.new_network()
 
 
@@ -299,7 +299,7 @@ def _record_one(setting: Setting, recipe: Recipe, index: int, file: Path, key: s
     begin, (x, y) = time.monotonic(), (setting.real.x, setting.real.y)
     rng = torch.Generator(setting.device).manual_seed(recipe.seed * 100_003 + index)
     setting = dataclasses.replace(setting, rng=rng)
-    with torch.random.fork_rng():
+    with parallel.forked(setting.device):
         torch.manual_seed(recipe.seed * 100_003 + index)
         network = setting.new_network().train()
     forward, batch, parameters = quick(setting).forward, min(recipe.batch_size, len(x)), list(network.parameters())

@@ -20,7 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datafree.condensation.setting import Setting
-from datafree.condensation.trained import in_batches, needed_network, trained_network
+from datafree.condensation.trained import (
+    in_batches,
+    is_checkpoint,
+    loaded_network,
+    needed_network,
+    trained_network,
+)
 from datafree.config import positive
 from datafree.data.formation import decode, encode
 from datafree.data.mixing import random_resized_crop
@@ -29,7 +35,10 @@ from datafree.evaluation.protocols import tiles_for
 
 @dataclass(frozen=True, kw_only=True)
 class RDEDConfig:
-    teacher: Annotated[str, "network that is trained on the real data, scores crops and gives labels"] = "resnet8"
+    teacher: Annotated[
+        str, "network that is trained on the real data, scores crops and gives labels; or a trained one: a file, a run"
+    ] = "resnet8"
+    teacher_arch: Annotated[str | None, "architecture of a checkpoint that does not say its own"] = None
     tiles: Annotated[int | None, "crops a side of an image; default: 2 from 64 px, 1 below"] = None
     candidates: Annotated[int, "real images a class that are looked at"] = 300
     crops: Annotated[int, "crops of each of them"] = 5
@@ -52,11 +61,14 @@ class RDED:
 
     @staticmethod
     def beforehand(setting: Setting, config: RDEDConfig) -> list[str]:
-        return [needed_network(setting, config.teacher, selecting=True)]
+        return [] if is_checkpoint(config.teacher) else [needed_network(setting, config.teacher, selecting=True)]
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (M, C, H, W) in [0, 1], sorted by class, and logits (M, classes)."""
-        self.teacher = trained_network(self.setting, self.config.teacher, selecting=True)
+        setting, config = self.setting, self.config
+        self.teacher = loaded_network(setting, config.teacher, config.teacher_arch) or trained_network(
+            setting, config.teacher, selecting=True
+        )
         images = torch.cat([encode(self.best(label, n * self.tiles**2), self.tiles) for label, n in enumerate(counts)])
         return images, self.labels(images)
 

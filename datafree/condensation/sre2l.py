@@ -24,7 +24,13 @@ from torch.nn import functional as F
 from datafree import losses, parallel
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.condensation.trained import in_batches, needed_network, trained_network
+from datafree.condensation.trained import (
+    in_batches,
+    is_checkpoint,
+    loaded_network,
+    needed_network,
+    trained_network,
+)
 from datafree.config import not_negative, positive
 from datafree.losses.precision import raised
 from datafree.models import build_model
@@ -33,7 +39,10 @@ from datafree.teacher import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class SRe2LConfig:
-    teacher: Annotated[str, "network with batch norm that is trained on the real data and inverted"] = "resnet8"
+    teacher: Annotated[
+        str, "network with batch norm that is trained on the real data and inverted; or a trained one: a file, a run"
+    ] = "resnet8"
+    teacher_arch: Annotated[str | None, "architecture of a checkpoint that does not say its own"] = None
     bn: Annotated[float, "weight of the distance from the batch-norm statistics"] = 1.0
     first_bn: Annotated[float, "weight of the first batch-norm layer among the others"] = 10.0
     tv: Annotated[float, "weight of the total variation of normalised images"] = 0.003
@@ -61,15 +70,18 @@ class SRe2L:
     def __init__(self, setting: Setting, config: SRe2LConfig) -> None:
         self.setting, self.config = setting, config
         domain = setting.domain
-        plain = build_model(config.teacher, shape=domain.shape, classes=domain.classes)
+        network = loaded_network(setting, config.teacher, config.teacher_arch)
+        plain = build_model(config.teacher, shape=domain.shape, classes=domain.classes) if network is None else network
         if not Teacher(plain, domain.mean, domain.std).has_statistics:
             raise ValueError(f"--teacher {config.teacher} has no batch norm: take one that has, such as resnet8")
-        self.teacher = Teacher(trained_network(setting, config.teacher).network, domain.mean, domain.std)
+        network = trained_network(setting, config.teacher) if network is None else network
+        mean, std = (network.get_buffer(name).flatten().tolist() for name in ("mean", "std"))
+        self.teacher = Teacher(network.network, mean, std)
         self.teacher.classifier.to(setting.device)
 
     @staticmethod
     def beforehand(setting: Setting, config: SRe2LConfig) -> list[str]:
-        return [needed_network(setting, config.teacher)]
+        return [] if is_checkpoint(config.teacher) else [needed_network(setting, config.teacher)]
 
     def first_labels(self, images: Tensor, classes: Tensor) -> Tensor:
         """The teacher's logits (N, classes) of images (N, C, H, W) in [0, 1]."""

@@ -7,7 +7,8 @@ k-means: the image nearest to each centroid of the class's embeddings (as in DC-
 mean: centroids of the class's pixels, for one image a class its mean; needs no network and costs next to nothing.
 
 All work class by class. Embeddings are what the last linear layer is given of a network trained on the real data
-(`trained_network`). docs/condensation/subsets.md says what papers do otherwise.
+(`trained_network`). What papers do otherwise: random.md, herding.md, k-center.md, k-means.md and mean.md in
+docs/condensation.
 """
 
 from __future__ import annotations

@@ -26,10 +26,12 @@ from datafree import parallel
 from datafree.condensation.networks import embed
 from datafree.condensation.setting import Setting
 from datafree.data.tensors import augment, to_float
+from datafree.domain import Domain
 from datafree.evaluation.cost import multiply_adds
 from datafree.evaluation.networks import forward_of, fusible, part_size
-from datafree.models import build_model
+from datafree.models import Loaded, build_model, load_model, model_names
 from datafree.models.build import is_file_arch
+from datafree.models.checkpoint import SUFFIXES
 from datafree.runs import save_network
 from datafree.teacher import Normalised
 from datafree.training import cosine
@@ -75,7 +77,7 @@ def trained_network(
     Raises:
         KeyboardInterrupt: a person asked to stop.
     """
-    with torch.random.fork_rng(devices=[setting.device] if setting.device.type == "cuda" else []):
+    with parallel.forked(setting.device):
         wanted = _wanted(setting, arch, index, selecting)
         network, path = wanted.network, wanted.path
         if parallel.rank() == 0 and not _load(network, path):
@@ -90,10 +92,43 @@ def trained_network(
 
 def needed_network(setting: Setting, arch: str | None = None, *, selecting: bool = False) -> str:
     """A line on the network that `trained_network` will give: whether it is kept, or has to be trained. Trains none."""
-    with torch.random.fork_rng(devices=[setting.device] if setting.device.type == "cuda" else []):
+    with parallel.forked(setting.device):
         wanted = _wanted(setting, arch, 0, selecting)
         kept = _load(wanted.network, wanted.path)
     return f"{wanted.what}: {f'kept in {wanted.path}' if kept else 'has to be trained'}"
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a teacher's name is that of a trained network's file or run folder, not of an architecture to train."""
+    if name in model_names() or is_file_arch(name) or name.startswith(("torchvision:", "timm:")):
+        return False
+    path = Path(name).expanduser()
+    return path.suffix in SUFFIXES or bool(name and path.exists())
+
+
+def load_checkpoint(name: str, arch: str | None, domain: Domain) -> Loaded:
+    """The trained network of a file or run folder, for images of the domain's size and classes.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that says what to do.
+    """
+    try:
+        return load_model(name, arch=arch, shape=domain.shape, classes=domain.classes)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--arch", "--teacher-arch")) from error
+
+
+def loaded_network(setting: Setting, name: str, arch: str | None) -> Normalised | None:
+    """The network of a checkpoint as `trained_network` gives one it has trained; None where `name` is no checkpoint's.
+
+    It sees the normalisation that its file says, else the data's.
+    """
+    if not is_checkpoint(name):
+        return None
+    domain, loaded = setting.domain, load_checkpoint(name, arch, setting.domain)
+    network = Normalised(loaded.network, loaded.mean or domain.mean, loaded.std or domain.std).to(setting.device)
+    network = network.to(memory_format=torch.channels_last)
+    return network.eval().requires_grad_(False)
 
 
 class _Wanted(NamedTuple):

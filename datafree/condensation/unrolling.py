@@ -26,6 +26,7 @@ from datafree.losses.precision import raised
 from datafree.models.convnet import ConvNet
 from datafree.models.fused import fused_logits
 from datafree.models.tangent import tangent_logits
+from datafree.parallel import forked
 
 # (network, images) to logits, differentiated once.
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -181,7 +182,7 @@ def quick(setting: Setting) -> Passes:
     second derivatives: plain 145 ms (1.98 s), forward fused 138 ms (1.81 s), `tangent_logits` as well 95 ms (1.25 s),
     with bf16 forward 86 ms (1.17 s). (A double backward pass is slower in bf16 than in float32 there.)
     """
-    with torch.random.fork_rng(), setting.cast():
+    with forked(setting.device), setting.cast():
         half = torch.is_autocast_enabled(setting.device.type)
         entry = setting.new_network()
     if setting.device.type == "cpu" and isinstance(getattr(entry, "network", None), ConvNet):

@@ -31,6 +31,13 @@ def data_domain(name: str) -> Domain:
     return npz_domain(name, path) if kind == "npz" else folder_domain(name, list_imagefolder(path))
 
 
+def mirrored(domain: Domain, flip: bool | None) -> Domain:
+    """The domain with mirror images as asked for (None: as it is); ValueError where they may have other labels."""
+    if flip and not domain.flip:
+        raise ValueError(f"--flip: mirror images of {domain.name} may have other labels; leave it out")
+    return domain if flip is None else replace(domain, flip=flip)
+
+
 def npz_domain(name: str, path: Path) -> Domain:
     """The domain of an .npz file, called `name`."""
     with reading(path, ".npz"):

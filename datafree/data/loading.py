@@ -37,6 +37,11 @@ class Data:
     x_test: Tensor | None = None
     y_test: Tensor | None = None
 
+    def to(self, device: str | torch.device) -> Data:
+        """The same on that device."""
+        held = (self.x_train, self.y_train, self.x_test, self.y_test)
+        return Data(self.domain, *(None if part is None else part.to(device) for part in held))
+
 
 def load_data(
     name: str, *, download: bool = False, device: str | torch.device = "cpu", splits: Sequence[str] = SPLITS

@@ -18,15 +18,16 @@ def from_dataset(
     """Reads (image, label) items into uint8 tensors, once.
 
     Args:
-        train: a dataset with `len` and items (image, class number). An image is a PIL image, an array or tensor of
-            uint8, or a float tensor (C, H, W) in [0, 1], which is rounded to 1/255.
+        train: a dataset with `len` and items (image, class number). An image is a PIL image (one with a palette is
+            read as RGB), an array (H, W) or (H, W, C) or a tensor (C, H, W), of uint8, or floats in [0, 1], which are
+            rounded to 1/255.
         test: likewise, or None.
         name: of the domain.
         device: where the tensors live.
         known: `mean`, `std`, `flip`, `classes` of the domain (see `make_domain`).
 
     Raises:
-        ValueError: images of several sizes, outside [0, 1], or labels that are no class numbers.
+        ValueError: images of several sizes, of another type, outside [0, 1], or labels that are no class numbers.
     """
     x, y = _read(train, "train")
     classes = known.pop("classes", int(y.max()) + 1)
@@ -48,9 +49,11 @@ def _read(dataset: Any, split: str) -> tuple[Tensor, Tensor]:
         raise ValueError(f"the {split} set is empty: give at least one image a class")
     images, labels = [], []
     for index in range(len(dataset)):
-        image, label = dataset[index]
-        images.append(_pixels(image))
-        labels.append(int(label))
+        item = dataset[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise ValueError(f"the items of the {split} set are {type(item).__name__}: give (image, class number)")
+        images.append(_pixels(item[0]))
+        labels.append(_class_number(item[1]))
         if images[-1].shape != images[0].shape:
             sizes = f"{tuple(images[0].shape)} and {tuple(images[-1].shape)}"
             raise ValueError(f"the {split} set has images of the shapes {sizes}: give images of one size")
@@ -60,16 +63,41 @@ def _read(dataset: Any, split: str) -> tuple[Tensor, Tensor]:
     return torch.stack(images).contiguous(), y
 
 
+def _class_number(label: Any) -> int:
+    size = label.numel() if isinstance(label, Tensor) else np.asarray(label).size
+    if size != 1:
+        raise ValueError(f"a label of {size} values: give the class number, such as label.argmax() of a one-hot label")
+    value = label.item() if isinstance(label, Tensor | np.ndarray) else label
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or (isinstance(value, float) and number != value):
+        raise ValueError(f"the label {value!r}: give a class number, such as CLASSES.index(name) of a class's name")
+    return number
+
+
 def _pixels(image: Any) -> Tensor:
     """uint8 (C, H, W)."""
     if not isinstance(image, Tensor):
-        array = np.asarray(image)
+        # A palette's numbers are no colours; PIL gives the two values of mode "1" as truth values.
+        instead = {"P": "RGB", "PA": "RGB", "1": "L"}.get(str(getattr(image, "mode", "")))
+        array = np.asarray(image if instead is None else image.convert(instead))
+        _check_type(array.dtype, array.dtype.name in ("uint8", "float16", "float32", "float64"))
+        if array.ndim not in (2, 3):
+            raise ValueError(f"an image of the shape {array.shape}: give (H, W) or (H, W, C)")
         image = torch.from_numpy(np.array(array[..., None] if array.ndim == 2 else array)).permute(2, 0, 1)
     if image.dim() != 3:
         raise ValueError(f"an image of the shape {tuple(image.shape)}: give (C, H, W)")
+    _check_type(image.dtype, image.dtype == torch.uint8 or image.is_floating_point())
     if image.is_floating_point():
         if not (float(image.min()) >= 0 and float(image.max()) <= 1):
             raise ValueError("a float image goes beyond [0, 1]: leave normalisation out of the dataset's transform")
         image = (image * 255).round()
     pixels: Tensor = image.to(torch.uint8)
     return pixels
+
+
+def _check_type(dtype: Any, fits: bool) -> None:
+    if not fits:
+        raise ValueError(f"an image of the type {dtype}: give uint8, 0 to 255, or floats in [0, 1]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -42,6 +43,7 @@ def score_set(
     precision: str = "32",
     teacher: Forward | None = None,
     make: Make | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Accuracy on `data`'s test split of networks trained on a set, and of others trained on real images.
 
@@ -65,6 +67,7 @@ def score_set(
         teacher: images in [0, 1] to logits, for protocols that want its labels.
         make: from a network's name to an untrained one that takes images in [0, 1]; the zoo's behind the domain's
             normalisation if None.
+        say: called with a line a network, once it is tested.
 
     Returns:
         Of the first network: "arch", "accuracies" (fractions of 1), "accuracy_mean", "accuracy_std" (of the sample,
@@ -97,6 +100,7 @@ def score_set(
             precision=precision,
             teacher=teacher,
             make=make,
+            tested=_line_each(say, f"{arch} on the set", count),
         )
         results[arch] = {"arch": arch, **summary(found)}
         if random:
@@ -111,6 +115,7 @@ def score_set(
                 precision=precision,
                 teacher=teacher,
                 make=make,
+                say=say,
             )
         results[arch]["seconds"] = round(time.monotonic() - since, 2)
     return {
@@ -135,6 +140,7 @@ def random_part(
     precision: str = "32",
     teacher: Forward | None = None,
     make: Make | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """What `score_set` says of real images: all its keys that begin with "random_".
 
@@ -142,9 +148,11 @@ def random_part(
     network's name; the other arguments are those of `score_set`.
     """
     protocol = named_protocol(protocol) if isinstance(protocol, str) else protocol
-    score = partial(accuracies, data, arch, precision=precision, teacher=teacher, make=make)
+    count = protocol.networks if networks is None else networks
+    tested = _line_each(say, f"{arch} on random real images", count)
+    score = partial(accuracies, data, arch, precision=precision, teacher=teacher, make=make, tested=tested)
     rng, found = torch.Generator().manual_seed(seed), []
-    for _ in range(protocol.networks if networks is None else networks):
+    for _ in range(count):
         rows = random_rows(get_split(data, "train")[1], counts, rng)
         x, y = (part[rows.to(part.device)].to(device) for part in get_split(data, "train"))
         found += score(x, y, protocol, rng, count=1)
@@ -164,9 +172,13 @@ def accuracies(
     precision: str = "32",
     teacher: Forward | None = None,
     make: Make | None = None,
+    tested: Callable[[float], None] = lambda _: None,
 ) -> list[float]:
-    """Test accuracies, fractions of 1, of `count` networks trained on a set. Arguments as `score_set`."""
-    domain = data.domain
+    """Test accuracies, fractions of 1, of `count` networks trained on a set, one after the other.
+
+    `tested` is called with each as it is known. The other arguments are those of `score_set`.
+    """
+    domain, found = data.domain, list[float]()
 
     def build() -> nn.Module:
         if make is not None:
@@ -175,19 +187,28 @@ def accuracies(
         return Normalised(network, domain.mean, domain.std)
 
     x, y = (part.to(images.device) for part in get_split(data, "test"))
-    trained = train_networks(
-        build,
-        images,
-        labels,
-        protocol,
-        domain,
-        generator,
-        count=count,
-        lr=lr,
-        precision=precision,
-        teacher=teacher,
-    )
-    return [evaluate(forward_of(network, precision), x, y).accuracy for network in trained]
+    for _ in range(count):
+        (network,) = train_networks(
+            build,
+            images,
+            labels,
+            protocol,
+            domain,
+            generator,
+            count=1,
+            lr=lr,
+            precision=precision,
+            teacher=teacher,
+        )
+        found.append(evaluate(forward_of(network, precision), x, y).accuracy)
+        tested(found[-1])
+    return found
+
+
+def _line_each(say: Callable[[str], None], what: str, count: int) -> Callable[[float], None]:
+    """Says of each network in turn how it did."""
+    numbers = itertools.count(1)
+    return lambda accuracy: say(f"{what}, network {next(numbers)} of {count}: {100 * accuracy:.2f} %")
 
 
 def summary(fractions: Sequence[float]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from datafree.domain import Domain
 from datafree.evaluation.protocols import Protocol
 from datafree.models.convnet import ConvNet
 from datafree.models.fused import fused_logits
+from datafree.parallel import forked
 from datafree.teacher import split_entry
 
 # Pixels of a part of a batch: 48 images of 32x32. 32 to 64 were the quickest of 4 to 256, on a core with 1 MB of
@@ -68,7 +69,7 @@ def train_networks(
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"{len(images)} images and {len(labels)} labels: give one label an image, at least one image")
     if protocol.labels == "teacher" and teacher is None:
-        raise ValueError("this protocol trains on a teacher's labels: give a teacher")
+        raise ValueError("this protocol trains on a teacher's labels: give a teacher, --teacher FILE")
     count = protocol.networks if count is None else count
     seeds = torch.randint(2**62, (count,), generator=generator, device=generator.device).tolist()
     return [
@@ -96,7 +97,7 @@ def train_network(
     augmentation = parse_augmentation(
         protocol.augmentation, mode=protocol.mode, flip=domain.flip, mean=domain.mean, std=domain.std
     )
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with forked(device):
         torch.manual_seed(seed)  # the weights, and dropout where there is any
         network = make().to(device).train()
         step = _stepper(network, precision)

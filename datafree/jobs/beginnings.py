@@ -13,7 +13,7 @@ from datafree.config import TrainConfig
 from datafree.data import Data, load_data, validation_split
 from datafree.data.condensed import CondensedSet, load_condensed
 from datafree.distillation.sources import CondensedImages, RealImages, parse_source
-from datafree.domain import Domain
+from datafree.domain import DOMAINS, Domain
 from datafree.synthesis import load_method
 
 
@@ -26,6 +26,8 @@ def student_source(config: TrainConfig, choices: list[str]) -> tuple[TrainConfig
         return config, RealImages, None
     path, name = parse_source(config.source)
     condensed = load_condensed(path)
+    if config.flip is None and not condensed.domain.flip:
+        config = dataclasses.replace(config, flip=False)  # as the set was made
     if name is None:
         choices.append("method: none, the student learns from the condensed set alone")
         return config, CondensedImages, condensed
@@ -45,6 +47,8 @@ def inherit(student: nn.Module, teacher: nn.Module) -> str:
 
 def training_data(config: TrainConfig, domain: Domain, device: torch.device) -> Data:
     """The training images that --source real distils on."""
+    if config.data is None and domain.name not in DOMAINS:
+        raise ValueError("--source real needs --data NAME: the data whose training images the student learns from")
     data = load_data(config.data or domain.name, download=config.download, device=device, splits=("train",))
     if data.x_train is None:
         raise ValueError(f"--source real: {config.data or domain.name} has no training images")

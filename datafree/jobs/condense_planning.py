@@ -14,10 +14,11 @@ from datafree import parallel
 from datafree.condensation import METHODS, load_method
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import class_counts
-from datafree.condensation.trained import needed_network
+from datafree.condensation.trained import is_checkpoint, load_checkpoint, needed_network
 from datafree.config import CondenseConfig, fields_of, parse_duration, replace
 from datafree.data import Data, load_data, validation_split
 from datafree.data.augmentation import Augmentation, parse_augmentation
+from datafree.data.domains import mirrored
 from datafree.data.formation import decode
 from datafree.data.sources import cache_folder
 from datafree.data.tensors import to_float
@@ -28,7 +29,7 @@ from datafree.evaluation.protocols import arch_for
 from datafree.jobs.idle import CONDENSE, check_idle
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast
-from datafree.jobs.planning import method_options
+from datafree.jobs.planning import _absolute, _absolute_data, method_options
 from datafree.models import build_model
 from datafree.runs import environment
 from datafree.training import Clock
@@ -66,7 +67,10 @@ EMBEDDED_LENGTH = {"steps": 200}
 
 @dataclass(kw_only=True)
 class CondensePlan:
-    """A resolved run. `config` has no field left open that the run depends on."""
+    """A resolved run. `config` has no field left open that the run depends on.
+
+    teacher_file: of a method whose teacher is a checkpoint: file, arch, sha256.
+    """
 
     config: CondenseConfig
     method: type[Any]
@@ -79,6 +83,7 @@ class CondensePlan:
     counts: list[int]
     device: torch.device
     choices: list[str]
+    teacher_file: Mapping[str, Any] | None = None
 
 
 def check_read(config: CondenseConfig, method: type[Any]) -> None:
@@ -132,16 +137,18 @@ def condense_plan(
     method = load_method(config.method)
     check_read(config, method)
     method_config = method_options(config.method, method, options, METHODS, load_method)
+    named = data is None or config.data.startswith(("npz:", "imagefolder:"))
     if data is None:
         data = load_data(config.data, download=config.download, device=device, splits=("train",))
+    data = data.to(device)
     if data.x_train is None or data.y_train is None:
         raise ValueError(f"{config.data} has no training split: give data that has one")
     if config.validation:
         data = validation_split(data)
     assert data.y_train is not None
-    domain = make_domain(base=data.domain, mean=config.mean, std=config.std)
+    domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
     choices: list[str] = []
-    arch = config.arch
+    arch = _absolute(config.arch) or ""
     if arch == "auto":
         arch = arch_for(domain)
         choices.append(f"networks: {arch} (by the size of the images; --arch names others)")
@@ -171,7 +178,10 @@ def condense_plan(
     if config.ipc is None and config.images is None:
         length["ipc"] = IPC
         choices.append(f"images: {IPC} a class (--ipc or --images sets another number)")
+    if named:
+        length["data"] = _absolute_data(config.data)
     config = dataclasses.replace(config, **{**values, **asked}, **length, arch=arch, mean=domain.mean, std=domain.std)
+    method_config, teacher_file = _own_files(method_config, domain, choices)
     assert config.factor is not None
     decode(torch.zeros(1, *domain.shape), config.factor)
     _augmentation(config, domain)
@@ -194,7 +204,29 @@ def condense_plan(
         counts=counts,
         device=device,
         choices=choices,
+        teacher_file=teacher_file,
     )
+
+
+def _own_files(method_config: Any, domain: Domain, choices: list[str]) -> tuple[Any, dict[str, Any] | None]:
+    """The method's options with files by their absolute paths, and what is known of a teacher's checkpoint."""
+    options = {n: v for n in ("teacher", "teacher_arch", "expert_folder") if (v := getattr(method_config, n, None))}
+    teacher, arch = options.get("teacher", ""), options.get("teacher_arch")
+    given = is_checkpoint(teacher)
+    paths = {"teacher": given, "expert_folder": True}
+    options = {name: _absolute(value, is_path=paths.get(name, False)) for name, value in options.items()}
+    method_config = dataclasses.replace(method_config, **options)
+    if not given:
+        if arch is not None:
+            raise ValueError(
+                f"--teacher-arch {arch} goes with a checkpoint, and --teacher {teacher} is none: leave it out"
+            )
+        return method_config, None
+    loaded = load_checkpoint(teacher, arch, domain)
+    entry = "its own" if loaded.mean is not None else "the data's"
+    choices.append(f"teacher: {loaded.arch} from {teacher}, with {entry} normalisation; it is not trained")
+    choices += [f"teacher's {line}" for line in loaded.choices]
+    return method_config, {"file": options["teacher"], "arch": loaded.arch, "sha256": loaded.sha256}
 
 
 def run_clock(config: CondenseConfig) -> Clock:
@@ -288,8 +320,13 @@ def set_info(plan: CondensePlan) -> dict[str, Any]:
         "images_per_class": plan.counts,
         "options": dataclasses.asdict(plan.method_config),
         "clip": config.clip,
+        **_teacher_file(plan),
         "datafree": datafree.__version__,
     }
+
+
+def _teacher_file(plan: CondensePlan) -> dict[str, Any]:
+    return {} if plan.teacher_file is None else {"teacher_file": plan.teacher_file}
 
 
 def from_manifest(about: Mapping[str, Any]) -> tuple[CondenseConfig, dict[str, Any]]:
@@ -316,6 +353,7 @@ def manifest(plan: CondensePlan) -> dict[str, Any]:
         "seed": plan.config.seed,
         "processes": parallel.world_size(),
         "networks": plan.costs,
+        **_teacher_file(plan),
         "images_per_class": plan.counts,
         "domain": dataclasses.asdict(plan.domain),
     }

@@ -27,6 +27,7 @@ from datafree.jobs.condense_planning import (
     set_info,
 )
 from datafree.jobs.condense_session import CondenseSession, Say, Show
+from datafree.jobs.fresh import fresh_run
 from datafree.jobs.machine import prepare
 from datafree.jobs.session import Interrupted, interruptible
 from datafree.jobs.writing import write_set
@@ -82,10 +83,11 @@ def condense(
         Interrupted: Ctrl-C, after saving.
     """
     plan = _plan(config, data, options)  # whatever is wrong is found before anything is written
-    config = plan.config
+    config, taught = plan.config, plan.teacher_file
+    if taught is not None and out is not None and Path(taught["file"]).resolve().is_relative_to(Path(out).resolve()):
+        raise ValueError(f"--teacher {taught['file']} lies in --out {out}, which is overwritten: give another --out")
     name = f"condense-{config.method}"
-    with Run.create(out, name, force=force) if parallel.rank() == 0 else Run(Path()) as folder:
-        folder.path = Path(parallel.from_first(str(folder.path)))
+    with fresh_run(out, name, force=force) as folder:
         for line in plan.choices:
             say(line)
         if parallel.rank() == 0:
@@ -140,6 +142,9 @@ def resume_condense(out: str | Path, *, data: Any = None, say: Say = _silent, sh
     given = data if isinstance(data, Data) or data is None else from_dataset(data)
     with folder.lock() if parallel.rank() == 0 else folder:
         plan = condense_plan(config, own, device, given)
+        was, now = ((held or {}).get("sha256") for held in (about.get("teacher_file"), plan.teacher_file))
+        if was != now:
+            raise ValueError(f"{own.get('teacher')} has changed since the run began: start anew with another --out")
         return _execute(plan, folder, folder.last_checkpoint(say), say, show)
 
 

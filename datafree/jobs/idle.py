@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 Idle = Mapping[str, tuple[str, tuple[str, ...]]]
@@ -26,7 +27,12 @@ METHOD: Idle = {
 }
 
 
-def check_idle(given: Mapping[str, Any], defaults: Mapping[str, Any], table: Idle) -> None:
+def check_idle(
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    table: Idle,
+    preset: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Refuses an option that another one leaves without a reader. One given as it is anyway is none.
 
     Args:
@@ -34,15 +40,16 @@ def check_idle(given: Mapping[str, Any], defaults: Mapping[str, Any], table: Idl
         defaults: what holds where a person says nothing, of all options that are read. One whose partner is not among
             them is let through.
         table: by option, the other one and its values that leave it idle.
+        preset: what holds before the defaults, where a person says nothing.
 
     Raises:
         ValueError: names both.
     """
     given = {name: value for name, value in given.items() if name in defaults}
-    holds = {**defaults, **given}
+    holds = {**defaults, **{name: value for name, value in preset.items() if name in defaults}, **given}
     for name, value in given.items():
         other, values = table.get(name, ("", ()))
-        if holds.get(other) in values and value != defaults[name]:
+        if holds.get(other) in values and value not in (defaults[name], preset.get(name, defaults[name])):
             flag, partner = (f"--{n.replace('_', '-')}" for n in (name, other))
             raise ValueError(
                 f"nothing reads {flag} with {partner} {holds[other]}: leave it out, or give {partner} another"

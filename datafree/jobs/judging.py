@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from datafree.data import Data, load_data, validation_split
 from datafree.data.condensed import FILE, CondensedSet, check_images, load_condensed
-from datafree.data.sources import cache_folder
+from datafree.data.sources import cache_folder, split_name
 from datafree.domain import DOMAINS, Domain
 from datafree.evaluation.condensed import class_counts, random_part, score_set
 from datafree.evaluation.protocols import Protocol, arch_for, named_protocol, tiles_for
 from datafree.jobs.loading import load_teacher, normalised
 from datafree.jobs.machine import find_device
+from datafree.jobs.scoring import check_teacher_options
 from datafree.models import build_model
 from datafree.runs import write_json
 
@@ -49,7 +50,7 @@ def evaluate_set(
     teacher_arch: str | None = None,
     teacher_mean: Sequence[float] | None = None,
     teacher_std: Sequence[float] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     precision: str = "32",
     download: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -70,12 +71,12 @@ def evaluate_set(
         validation: test on a part of the training data that is held out, for choosing settings. Sets made for that
             are condensed from the rest: `datafree condense --validation`. Of others `say` gets a warning.
         whole: train one network on all real images too, unless its figure is in the cache already.
-        teacher: a checkpoint, for protocols that train on a teacher's labels.
+        teacher: a checkpoint, for protocols that train on a teacher's labels; refused with others.
         teacher_arch, teacher_mean, teacher_std: its architecture and normalisation, where its file does not say;
             default of the latter: that of the data, where these have a name.
         device, precision: where and how networks are trained.
         download: allow the data to be downloaded.
-        say: called with each line worth telling.
+        say: called with each line worth telling, among them one a network.
 
     Returns:
         What `score_set` returns, with "set", "data", "split", "left_out" (whether the set was made without the
@@ -86,18 +87,20 @@ def evaluate_set(
         ValueError: something a person can mend; one line.
         FileNotFoundError: the data are not there.
     """
+    protocol_object = named_protocol(protocol) if isinstance(protocol, str) else protocol
+    check_teacher_options(teacher, teacher_arch=teacher_arch, teacher_mean=teacher_mean, teacher_std=teacher_std)
+    if teacher is not None and protocol_object.labels != "teacher":
+        called = f"protocol {protocol}" if isinstance(protocol, str) else "this protocol"
+        raise ValueError(f"{called} trains on the set's own labels: leave --teacher out")
     condensed = source if isinstance(source, CondensedSet) else load_condensed(source)
     place = find_device(device)
-    name = (
-        data.domain.name if isinstance(data, Data) else data or str(condensed.info.get("data", condensed.domain.name))
-    )
-    held = data if isinstance(data, Data) else load_data(name, download=download, device=place)
+    name = data.domain.name if isinstance(data, Data) else data or _own_data(condensed)
+    held = data.to(place) if isinstance(data, Data) else load_data(name, download=download, device=place)
     _check_fit(condensed, held.domain, name)
     if validation:
         held = validation_split(held)
     domain = condensed.domain
     held = dataclasses.replace(held, domain=domain)
-    protocol_object = named_protocol(protocol) if isinstance(protocol, str) else protocol
     archs = [ALIASES.get(arch, arch) for arch in archs] or [protocol_object.arch]
     archs = [arch_for(domain) if arch == "auto" else arch for arch in archs]
     rate = _rate(condensed, protocol_object, lr)
@@ -121,7 +124,11 @@ def evaluate_set(
         return normalised(network, domain, place, whitening)
 
     images, labels = condensed.decoded()
-    common: dict[str, Any] = {"networks": networks, "seed": seed, "device": place, "precision": precision}
+    count = protocol_object.networks if networks is None else networks
+    say(
+        f"training {count} network{'' if count == 1 else 's'} of {', '.join(archs)} on {len(images)} images, on {place}"
+    )
+    common: dict[str, Any] = {"networks": count, "seed": seed, "device": place, "precision": precision, "say": say}
     if taught is not None:
         common["teacher"] = taught
     result = score_set(
@@ -129,7 +136,7 @@ def evaluate_set(
     )
     counts = stored_counts(condensed)
     for arch in archs:
-        random = _random(held, protocol, arch, counts, result["networks"], make, common, whitening is not None)
+        random = _random(held, protocol, arch, counts, make, common, whitening is not None)
         result["archs"][arch] |= random
         if arch == archs[0]:
             result |= random
@@ -228,6 +235,18 @@ def stored_counts(condensed: CondensedSet) -> list[int]:
     return [int(n) for n in known] if known else class_counts(first, condensed.domain.classes)
 
 
+def _own_data(condensed: CondensedSet) -> str:
+    """The data that a set says it was made from."""
+    name = str(condensed.info.get("data", condensed.domain.name))
+    try:
+        split_name(name)
+    except ValueError:
+        raise ValueError(
+            f"this set was made from {name!r}, which has no name here: give data=, the data it was made from (--data)"
+        ) from None
+    return name
+
+
 def _check_fit(condensed: CondensedSet, domain: Domain, name: str) -> None:
     own = condensed.domain
     if own.shape != domain.shape or own.classes != domain.classes:
@@ -277,7 +296,10 @@ def _fingerprint(data: Data) -> str:
         if tensor is not None:
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.flatten()[:: max(1, tensor.numel() // 1_000_000)].cpu().numpy().tobytes())
-    digest.update(repr((data.domain.mean, data.domain.std)).encode())
+    domain = data.domain
+    digest.update(repr((domain.mean, domain.std)).encode())
+    if domain.flip != (DOMAINS[domain.name].flip if domain.name in DOMAINS else domain.shape[0] == 3):
+        digest.update(f"flip {domain.flip}".encode())  # as --flip or --no-flip has it; figures without keep their key
     return digest.hexdigest()
 
 
@@ -306,7 +328,6 @@ def _random(
     protocol: str | Protocol,
     arch: str,
     counts: list[int],
-    networks: int,
     make: Callable[[str], nn.Module],
     common: dict[str, Any],
     whitened: bool,
@@ -314,12 +335,12 @@ def _random(
     """The random subset's part of `score_set`."""
 
     def compute() -> dict[str, Any]:
-        return random_part(data, protocol, arch, counts=counts, make=make, **{**common, "networks": networks})
+        return random_part(data, protocol, arch, counts=counts, make=make, **common)
 
     about = protocol if isinstance(protocol, str) else dataclasses.asdict(protocol)
     teacher = "teacher" in common
     key = {
-        "data": _fingerprint(data), "protocol": about, "arch": arch, "counts": counts, "networks": networks,
+        "data": _fingerprint(data), "protocol": about, "arch": arch, "counts": counts, "networks": common["networks"],
         "seed": common["seed"], "precision": common["precision"], "whitened": whitened, "version": 1,
     }  # fmt: skip
     found = compute() if teacher or ":" in arch else _cached("random", key, compute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class LoadedTeacher:
 
 
 def load_teacher(
-    source: str,
+    source: str | os.PathLike[str],
     *,
     arch: str | None = None,
     data: str | None = None,
@@ -67,7 +68,9 @@ def load_teacher(
         choices.append(f"domain: {loaded.data} (from the checkpoint)")
     size = shape or loaded.shape
     if size is None:
-        raise ValueError("the size of the images cannot be read off the weights: give --data NAME or --shape CxHxW")
+        raise ValueError(
+            "the size of the images cannot be read off the weights: give --data NAME (train also takes --shape CxHxW)"
+        )
     given = mean is not None or std is not None
     if mean is None and loaded.mean is not None:
         mean = loaded.mean
@@ -86,7 +89,7 @@ def load_teacher(
 
 
 def load_student(
-    source: str, *, arch: str | None = None, device: torch.device | str = "cpu"
+    source: str | os.PathLike[str], *, arch: str | None = None, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, Domain]:
     """A trained student (a run folder or a file), in evaluation mode, taking images in [0, 1]; and its domain.
 

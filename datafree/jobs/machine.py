@@ -36,6 +36,8 @@ def find_device(name: str) -> torch.device:
     """
     wanted = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if torch.device(wanted).type not in ("cpu", "cuda"):
+            raise RuntimeError("float64 and autocast are needed, which others lack")
         device = torch.device(initialise(wanted))
         torch.zeros(1, device=device).item()  # .item: on the device "meta" all but this works
     except (RuntimeError, AssertionError) as error:
@@ -65,7 +67,8 @@ def random_states(rng: torch.Generator) -> dict[str, Any]:
     return {
         "run": rng.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "device": rng.device.type,
+        "cuda": torch.cuda.get_rng_state(rng.device) if rng.device.type == "cuda" else None,
         "numpy": (
             str(name),
             torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -78,10 +81,18 @@ def random_states(rng: torch.Generator) -> dict[str, Any]:
 
 
 def restore_random_states(state: Mapping[str, Any], rng: torch.Generator) -> None:
+    """Sets what `random_states` saved. All processes take the first one's: they draw alike.
+
+    Raises:
+        ValueError: the state is of another kind of device.
+    """
+    before = state.get("device", rng.device.type)
+    if before != rng.device.type:
+        raise ValueError(f"this run was made on {before} and cannot go on on {rng.device.type}: resume it there")
     rng.set_state(state["run"])
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if rng.device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], rng.device)
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]

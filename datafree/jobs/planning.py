@@ -7,12 +7,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from datafree.config import TrainConfig, fields_of, replace
+from datafree.config import CondenseConfig, TrainConfig, fields_of, nearest, replace
 from datafree.data import Data, data_domain, find_data, load_data, validation_split
 from datafree.data.condensed import CondensedSet
 from datafree.data.sources import split_name
@@ -111,9 +112,10 @@ def make_plan(
     set_by_user = tuple(f.name for f in fields_of(TrainConfig) if getattr(config, f.name) != f.default) + tuple(options)
     choices: list[str] = []
     config, method, condensed = student_source(config, choices)
-    asked = options
-    config, options = _preset(config, method, options)
-    method_config = method_options(INSTEAD.get(method, config.method), method, options)
+    asked = config
+    preset = _preset(config, method)
+    config, own = _under(config, method, preset)
+    method_config = method_options(INSTEAD.get(method, config.method), method, options, preset=own)
     embedded = config.teacher is None
     source = embedded_teacher if config.teacher is None else config.teacher
     assert source is not None
@@ -135,7 +137,9 @@ def make_plan(
     warnings: list[str] = []
     student = config.student
     if student is None:
-        student = next_smaller(teacher.loaded.arch, domain.shape)
+        student = next_smaller(
+            teacher.loaded.arch, domain.shape, classes=domain.classes, than=parameters(teacher.teacher.network)
+        )
         choices.append(f"student: {student} (the next smaller network; --student names another)")
     network = build_model(student, shape=domain.shape, classes=domain.classes)
     defaults = dict(method.STUDENT)
@@ -143,11 +147,12 @@ def make_plan(
     if config.optimizer is None and defaults["optimizer"] == "sgd" and normless:
         defaults |= WITHOUT_NORM
         choices.append("optimiser: adam (the student has no normalisation layers, which the usual rates of sgd need)")
-    filled = _fill_optimisation(config, defaults, domain, choices, EMBEDDED_LENGTH if embedded else USUAL_LENGTH)
+    length = EMBEDDED_LENGTH if embedded else USUAL_LENGTH
+    filled = _fill_optimisation(config, asked, preset, defaults, domain, choices, length)
     if filled.inherit:
         choices.append(inherit(network, teacher.teacher.network))
-    method_config = _fit_terms(method, method_config, asked, teacher.teacher, warnings)
-    method_config = _fit_bank(method_config, options, domain, choices)
+    method_config = _fit_terms(method, method_config, options, teacher.teacher, warnings)
+    method_config = _fit_bank(method_config, {**own, **options}, domain, choices)
     test = _test_data(config, domain, choices, device)
     filled = dataclasses.replace(
         filled,
@@ -209,8 +214,9 @@ def _check_needs(plan: Plan) -> None:
             )
     if plan.prior is not None and not getattr(method, "follows_prior", lambda _: True)(plan.method_config):
         name = INSTEAD.get(method, config.method)
-        weight = " without --balance" if hasattr(plan.method_config, "balance") else ""
-        raise ValueError(f"--prior: {name}{weight} makes images of no class in particular; leave it out")
+        weight = next((w for w in ("balance", "onehot") if hasattr(plan.method_config, w)), None)
+        without = f" without --{weight}" if weight else ""
+        raise ValueError(f"--prior: {name}{without} makes images of no class in particular; leave it out")
     batch = getattr(plan.method_config, "synthesis_batch", None)
     if batch is not None and batch % world_size():
         raise ValueError(f"--synthesis-batch {batch} does not divide among {world_size()} processes")
@@ -229,26 +235,30 @@ def _check_needs(plan: Plan) -> None:
         )
 
 
-def _preset(
-    config: TrainConfig, method: type[Any], options: Mapping[str, Any]
-) -> tuple[TrainConfig, Mapping[str, Any]]:
-    """What --preset says, under what a person gave: for the run and for the method."""
+def _preset(config: TrainConfig, method: type[Any]) -> Mapping[str, Any]:
+    """What --preset says, for the run and for the method."""
     if config.preset is None:
-        return config, options
+        return {}
     presets: Mapping[str, Mapping[str, Any]] = getattr(method, "PRESETS", {})
     if config.preset not in presets:
         known = f"take {' or '.join(presets)}" if presets else "it has none"
         raise ValueError(f"--preset {config.preset}: unknown to --method {config.method}; {known}")
-    values, own = presets[config.preset], {f.name for f in dataclasses.fields(method.Config)}
+    values = presets[config.preset]
+    # A rate is its optimiser's: it comes with it, and stays away where another is asked for.
+    return {"optimizer": method.STUDENT["optimizer"], **values} if "lr" in values else values
+
+
+def _under(config: TrainConfig, method: type[Any], preset: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
+    """The run with the preset's values where a person gave none, and the preset's values of the method's options."""
+    own = {f.name for f in dataclasses.fields(method.Config)}
     defaults = {f.name: f.default for f in fields_of(TrainConfig)}
     lengths = ("steps", "epochs", "budget")
     given = {name for name in defaults if getattr(config, name) != defaults[name]}
     given |= set(lengths) if given & set(lengths) else set()  # one length goes before any other
-    if "lr" in values:  # a rate is its optimiser's: it comes with it, and stays away where another is asked for
-        values = {"optimizer": method.STUDENT["optimizer"], **values}
-        given |= {"lr", "weight_decay"} if config.optimizer not in (None, values["optimizer"]) else set()
-    run = {name: value for name, value in values.items() if name not in own | given}
-    return replace(config, run), {**{name: value for name, value in values.items() if name in own}, **options}
+    if "lr" in preset and config.optimizer not in (None, preset["optimizer"]):
+        given |= {"lr", "weight_decay"}
+    run = {name: value for name, value in preset.items() if name not in own | given}
+    return replace(config, run), {name: value for name, value in preset.items() if name in own}
 
 
 def _mirrored(domain: Domain, flip: bool | None) -> Domain:
@@ -281,24 +291,25 @@ def _fit_terms(
     if patches and not teacher.attentions:
         raise ValueError(f"--patches {patches:g}: the teacher has no attention blocks; leave it out")
     needed = getattr(method, "NEEDS_STATISTICS", None)
-    if not needed or not getattr(method_config, needed) or teacher.has_statistics:
+    if not needed or teacher.has_statistics:
         return method_config
+    weight = getattr(method_config, needed)
     if teacher.stand_ins:
         kinds = " and ".join(sorted({type(norm).__name__ for norm in teacher.stand_ins}))
-        warnings.append(
-            f"the teacher has no batch norm: the term {needed!r} matches the channels of its {kinds} layers with mean "
-            "0 and variance 1 instead"
-        )
+        if weight:
+            warnings.append(
+                f"the teacher has no batch norm: the term {needed!r} matches the channels of its {kinds} layers with "
+                "mean 0 and variance 1 instead"
+            )
         return method_config
-    if needed in options:
-        raise ValueError(
-            f"--{needed} {options[needed]:g}: the teacher has no batch norm, so nothing is matched; leave it out"
-        )
-    warnings.append(f"the teacher has no batch norm: the term {needed!r} has nothing to match and is dropped")
+    if weight and needed in options:
+        raise ValueError(f"--{needed} {weight:g}: the teacher has no batch norm, so nothing is matched; leave it out")
+    if weight:
+        warnings.append(f"the teacher has no batch norm: the term {needed!r} has nothing to match and is dropped")
     instead = {n: v for n, v in getattr(method, "WITHOUT_STATISTICS", {}).items() if n not in options}
     if instead:
         words = ", ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in instead.items())
-        warnings.append(f"in its place: {words}")
+        warnings.append(f"in its place: {words}" if weight else f"the teacher has no batch norm; in its place: {words}")
     return dataclasses.replace(method_config, **{needed: 0.0, **instead})
 
 
@@ -336,22 +347,38 @@ def method_options(
     options: Mapping[str, Any],
     methods: Mapping[str, str] = METHODS,
     load: Callable[[str], type[Any]] = load_method,
+    *,
+    preset: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
-    """The method's configuration; an option of another one of `methods` is an error that names its owners."""
-    known = {f.name for f in dataclasses.fields(method.Config)}
+    """The method's configuration: its defaults, over them its `preset`, over both the `options` that a person gave.
+
+    Raises:
+        ValueError: an option of another one of `methods`, whose owners are named; one that nobody has, with the nearest
+            of the method's and the job's; one that nothing reads; an impossible value.
+    """
+    defaults = {f.name: f.default for f in fields_of(method.Config)}
     for option in options:
-        if option not in known:
+        if option not in defaults:
             owners = [n for n in methods if option in {f.name for f in dataclasses.fields(load(n).Config)}]
             if owners:
                 raise ValueError(f"--{option.replace('_', '-')} belongs to {', '.join(owners)}, not to --method {name}")
-    defaults = {f.name: f.default for f in fields_of(method.Config)}
-    check_idle(options, defaults, METHOD)
-    return replace(method.Config(), options)
+            job = fields_of(TrainConfig if methods is METHODS else CondenseConfig)
+            known = [*defaults, *(f.name for f in job)]
+            raise ValueError(f"unknown option {option!r} with method {name}{nearest(option, known)}")
+    check_idle(options, defaults, METHOD, preset)
+    return replace(method.Config(), {**preset, **options})
 
 
 def _fill_optimisation(
-    config: TrainConfig, student: Mapping[str, Any], domain: Domain, choices: list[str], length: Mapping[str, Any]
+    config: TrainConfig,
+    asked: TrainConfig,
+    preset: Mapping[str, Any],
+    student: Mapping[str, Any],
+    domain: Domain,
+    choices: list[str],
+    length: Mapping[str, Any],
 ) -> TrainConfig:
+    """`config` with every field of the student's training; `asked`: as before its `preset`, what a person gave."""
     values: dict[str, Any] = {}
     batch_size = config.batch_size
     if batch_size is None:
@@ -363,9 +390,10 @@ def _fill_optimisation(
         raise ValueError(f"--batch-size {batch_size} does not divide among {world_size()} processes")
     values["batch_size"] = batch_size
     usual = {"momentum": TrainConfig.momentum, **{name: student.get(name, USUAL.get(name)) for name in METHODS_OWN}}
-    given = {name: getattr(config, name) for name in usual if getattr(config, name) is not None}
-    check_idle(given, usual, TRAIN)
-    values |= {name: value for name, value in usual.items() if name not in given}
+    held = {name: value for name in usual if (value := getattr(config, name)) is not None}
+    given = {name: value for name in usual if (value := getattr(asked, name)) != getattr(TrainConfig, name)}
+    check_idle(given, usual, TRAIN, preset)
+    values |= {name: value for name, value in usual.items() if name not in held}
     if config.lr is None:
         optimizer = config.optimizer or student["optimizer"]
         rate = student["lr"] if optimizer == student["optimizer"] else RATES[optimizer]

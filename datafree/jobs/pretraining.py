@@ -16,12 +16,15 @@ from torch.nn import functional as F
 from datafree import parallel
 from datafree.config import MachineConfig, PretrainConfig, replace
 from datafree.data import Data, crop_and_flip, draw_crops, load_data, to_float
+from datafree.data.domains import mirrored
 from datafree.data.tensors import Crops
 from datafree.domain import DOMAINS, Domain, make_domain
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.evaluation.cost import multiply_adds, parameters
+from datafree.jobs.fresh import fresh_run
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
+from datafree.jobs.planning import _absolute, _absolute_data
 from datafree.jobs.session import LOG_SECONDS, Interrupted, interruptible
 from datafree.models import build_model
 from datafree.runs import Run, atomic_write, environment, peak_rss_mb, save_network, write_json
@@ -37,10 +40,10 @@ class Labelled:
     """Batches of a training split, each image once an epoch in random order. A `training.Source`."""
 
     def __init__(
-        self, data: Data, network: torch.nn.Module, batch_size: int, rng: torch.Generator, augmented: bool
+        self, data: Data, network: torch.nn.Module, batch_size: int, rng: torch.Generator, augmented: bool, flip: bool
     ) -> None:
         assert data.x_train is not None and data.y_train is not None
-        self.x, self.y, self.flip = data.x_train, data.y_train, data.domain.flip
+        self.x, self.y, self.flip = data.x_train, data.y_train, flip
         self.network, self.batch_size, self.rng, self.augmented = network, min(batch_size, len(self.x)), rng, augmented
         self.order = torch.empty(0, dtype=torch.int64, device=self.x.device)
 
@@ -82,11 +85,18 @@ def pretrain(
     config = replace(config or PretrainConfig(), options)
     task = _prepare(config, prepare(config))
     name = f"pretrain-{config.arch.rpartition(':')[2]}"
-    with Run.create(out, name, force=force) if parallel.rank() == 0 else Run(Path()) as folder:
-        folder.path = Path(parallel.from_first(str(folder.path)))
+    with fresh_run(out, name, force=force) as folder:
+        for line in task.choices:
+            say(line)
         if parallel.rank() == 0:
             write_json(folder.path / "run.json", _manifest(task))
         return _execute(task, folder, None, show)
+
+
+def dry_run_pretrain(config: PretrainConfig | None = None, **options: Any) -> dict[str, Any]:
+    """Resolves everything and trains nothing: what run.json would hold. Writes no file; raises as `pretrain`."""
+    config = replace(config or PretrainConfig(), options)
+    return _manifest(_prepare(config, prepare(config)))
 
 
 def resume_pretrain(
@@ -160,6 +170,7 @@ class _Task:
     source: Labelled
     clock: Clock
     autocast: Callable[[], Any]
+    choices: list[str]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -178,13 +189,12 @@ class _Task:
 
 def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
     """Finds whatever is wrong, before anything is written."""
-    config = replace(config, {name: value for name, value in DEFAULTS.items() if getattr(config, name) is None})
-    if config.steps is None and config.epochs is None and config.budget is None:
-        config = replace(config, LENGTH)
+    config, choices = _filled(config)
     data = load_data(config.data, download=config.download, device=device)
     if data.x_train is None:
         raise ValueError(f"{config.data} has no training split: give data that has one")
-    domain = make_domain(base=data.domain, mean=config.mean, std=config.std)
+    domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
+    config = replace(config, {"data": _absolute_data(config.data), "arch": _absolute(config.arch)})
     assert config.batch_size is not None
     seed_all(config.seed)
     rng = torch.Generator(device).manual_seed(config.seed)
@@ -195,10 +205,26 @@ def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
         data=data,
         domain=domain,
         trainer=Trainer(network, config),
-        source=Labelled(data, network, config.batch_size, rng, config.augment),
+        source=Labelled(data, network, config.batch_size, rng, config.augment, domain.flip),
         clock=make_clock(config, max(1, len(data.x_train) // config.batch_size), {}),
         autocast=autocast(device, config.precision),
+        choices=choices,
     )
+
+
+def _filled(config: PretrainConfig) -> tuple[PretrainConfig, list[str]]:
+    """The configuration with all that was left open, and a line on each choice that a person would want to know."""
+    asked, choices = config, list[str]()
+    config = replace(config, {name: value for name, value in DEFAULTS.items() if getattr(config, name) is None})
+    if config.steps is None and config.epochs is None and config.budget is None:
+        config = replace(config, LENGTH)
+        choices.append(f"length: {LENGTH['epochs']} epochs (--steps, --epochs or --budget sets another)")
+    if asked.lr is None:
+        choices.append(
+            f"rate: {config.lr:g} ({config.optimizer}, {config.batch_size} images a step, weight decay "
+            f"{config.weight_decay:g}; --lr sets another)"
+        )
+    return config, choices
 
 
 def _manifest(task: _Task) -> dict[str, Any]:
@@ -210,7 +236,7 @@ def _manifest(task: _Task) -> dict[str, Any]:
         "config": dataclasses.asdict(task.config),
         "method_options": {},
         "set_by_user": [],
-        "choices": [],
+        "choices": task.choices,
         "seed": task.config.seed,
         "student": {
             "arch": task.config.arch,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datafree.condensation.experts import make_recipe, record
+from datafree.condensation.experts import INDEX, make_recipe, record
 from datafree.config import CondenseConfig, ExpertsConfig, MachineConfig, replace
 from datafree.data import Data
 from datafree.jobs.condense_planning import condense_plan, make_setting
@@ -19,7 +19,7 @@ from datafree.training import Clock
 def record_experts(
     config: ExpertsConfig | None = None,
     *,
-    data: Data | None = None,
+    data: str | Data | None = None,
     out: str | Path | None = None,
     say: Callable[[str], None] = lambda _: None,
     **options: Any,
@@ -28,7 +28,7 @@ def record_experts(
 
     Args:
         config: the experts; or give its fields as keywords.
-        data: the data set, instead of the one that `config.data` names.
+        data: the data set or its name, instead of the one that `config.data` names.
         out: folder of the experts, for `--expert-folder`.
         say: called with each line worth telling.
         options: fields of `ExpertsConfig`.
@@ -42,6 +42,10 @@ def record_experts(
         KeyboardInterrupt: Ctrl-C; the experts that are finished are kept.
     """
     config = replace(config or ExpertsConfig(), options)
+    if isinstance(data, str):
+        config, data = replace(config, {"data": data}), None
+    if out is not None:
+        _check_folder(Path(out))
     names = ("data", "arch", "mean", "std", "zca", "augmentation", "augmentation_mode")
     machine = [f.name for f in dataclasses.fields(MachineConfig)]
     # What the networks see is settled as for a condensation, so that one finds these experts.
@@ -76,3 +80,12 @@ def record_experts(
         "seconds": experts.seconds,
         "bytes": size,
     }
+
+
+def _check_folder(path: Path) -> None:
+    """Refuses what is no folder for experts: theirs are told from others' files by the index."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: give a folder as --out")
+    held = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
+    if held and INDEX not in held:
+        raise ValueError(f"{path} holds no experts, but other things ({held[0]}): give another --out")

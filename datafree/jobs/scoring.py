@@ -35,7 +35,7 @@ def evaluate(
     teacher_mean: Sequence[float] | None = None,
     teacher_std: Sequence[float] | None = None,
     download: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Accuracy of a student (a run folder or a file) on a test split, and its fidelity to its teacher.
 
@@ -49,6 +49,7 @@ def evaluate(
         ValueError: something a person can mend; one line.
         FileNotFoundError: the data are not there.
     """
+    check_teacher_options(teacher, teacher_arch=teacher_arch, teacher_mean=teacher_mean, teacher_std=teacher_std)
     place = find_device(device)
     # A file that says what images it takes goes before the data; of any other file they decide.
     known = None if _knows_its_images(student) else data
@@ -72,6 +73,18 @@ def evaluate(
         found = run_teacher(Run.open(student), place)
     scores = score(network, held.x_test, held.y_test, teacher=found.teacher if found is not None else None)
     return {"student": student, "data": name, **scores.to_dict()}
+
+
+def check_teacher_options(teacher: str | None, **options: Any) -> None:
+    """Refuses what describes a teacher's file where none is given: a run's own says it all.
+
+    Raises:
+        ValueError: names the options.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if teacher is None and given:
+        verb = "describe" if len(given) > 1 else "describes"
+        raise ValueError(f"{', '.join(given)} {verb} the file of --teacher: give that too, or leave it out")
 
 
 def _knows_its_images(source: str) -> bool:

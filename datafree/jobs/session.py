@@ -30,6 +30,8 @@ from datafree.training import Clock, Seconds, Trainer
 
 PICTURES = 10  # grids over a run
 LOG_SECONDS = 1.0
+LOOK_IMAGES = 2000  # test images on which a teacher is tried before its run
+NEAR_CHANCE = "the teacher is near chance on"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -175,6 +177,24 @@ class Session:
         """Tests for the log may take a thirtieth of a budget, not more."""
         return self.clock.seconds is None or self.testing <= self.clock.elapsed / 30
 
+    def try_teacher(self, say: Callable[[str], None]) -> None:
+        """Says how the teacher does on some of the test images, if there are any: a wrong normalisation shows at once.
+
+        To be called before the clock starts. No random draw of the run changes.
+        """
+        data = self.plan.test
+        if data is None or data.x_test is None or data.y_test is None or not self.main:
+            return
+        every = -(-len(data.x_test) // LOOK_IMAGES)  # a folder's images come class by class
+        images, labels = data.x_test[::every], data.y_test[::every]
+        state = random_states(self.rng)
+        accuracy = score(self.plan.teacher.teacher, images, labels).accuracy
+        restore_random_states(state, self.rng)
+        say(f"teacher: {accuracy:.1%} of {len(images):,} test images are right")
+        if accuracy <= min(1.5 / self.plan.domain.classes, 0.6):
+            self.plan.warnings.append(_near_chance(f"{len(images):,} test images", accuracy))
+            say(f"warning: {self.plan.warnings[-1]}")
+
     def test_for_log(self) -> Scores | None:
         """None for a student whose logits are not finite: the next term will stop the run, and names itself."""
         try:
@@ -219,6 +239,10 @@ class Session:
         return images
 
 
+def _near_chance(images: str, accuracy: float) -> str:
+    return f"{NEAR_CHANCE} {images} ({accuracy:.1%}): wrong normalisation (--mean, --std) or class order?"
+
+
 def _maker(method: Any) -> Any:
     """What holds a method's `generator`, and can say how it is built (`about`) and what its weights are (`grown`)."""
     return getattr(method, "imaging", method)
@@ -237,11 +261,9 @@ def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
     if scores is not None:
         chance = 1 / domain.classes
         assert scores.teacher_accuracy is not None
-        if scores.teacher_accuracy < 2 * chance and scores.teacher_accuracy < 0.5:
-            warnings.append(
-                f"the teacher is near chance on the test data ({scores.teacher_accuracy:.1%}): "
-                "wrong normalisation (--mean, --std) or class order?"
-            )
+        said = any(line.startswith(NEAR_CHANCE) for line in warnings)
+        if scores.teacher_accuracy < 2 * chance and scores.teacher_accuracy < 0.5 and not said:
+            warnings.append(_near_chance("the test data", scores.teacher_accuracy))
             say(f"warning: {warnings[-1]}")
     about = {
         "arch": config.student,

@@ -14,11 +14,13 @@ from torch import nn
 from datafree import parallel
 from datafree.config import TrainConfig
 from datafree.distillation import distill
+from datafree.jobs.condensing import resume_condense
+from datafree.jobs.fresh import fresh_run
 from datafree.jobs.loading import load_student
 from datafree.jobs.machine import prepare
 from datafree.jobs.manifest import from_manifest, manifest, split_options
 from datafree.jobs.planning import Plan, expected_memory_mb, make_plan
-from datafree.jobs.pretraining import embedded_teacher, untrained_teacher
+from datafree.jobs.pretraining import embedded_teacher, resume_pretrain, untrained_teacher
 from datafree.jobs.session import Interrupted, Session, finish, interruptible
 from datafree.report import render_report
 from datafree.runs import CHECKPOINT, Run, atomic_write, write_json
@@ -75,12 +77,11 @@ def train(
     """
     config, options = split_options(config or TrainConfig(), options)
     device = prepare(config)
-    plan = _first_plan(config, options, device)  # whatever is wrong is found before anything is written
     if config.teacher is not None and out is not None and _lies_in(config.teacher, out):
         raise ValueError(f"--teacher {config.teacher} lies in --out {out}, which is overwritten: give another --out")
+    plan = _first_plan(config, options, device)  # whatever is wrong is found before anything is written
     name = f"train-{config.method}"
-    with Run.create(out, name, force=force) if parallel.rank() == 0 else Run(Path()) as run:
-        run.path = Path(parallel.from_first(str(run.path)))
+    with fresh_run(out, name, force=force) as run:
         if config.teacher is None:
             file = embedded_teacher(config, run.path / TEACHER, device, say)
             plan = make_plan(config, options, device, embedded_teacher=file)
@@ -93,16 +94,23 @@ def train(
         return _execute(plan, run, None, say, show)
 
 
-def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent) -> Result:
+def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent) -> Any:
     """Goes on with the run in `out` from its last whole checkpoint; a finished run is returned as it is.
+
+    Returns:
+        What the run's own job returns: a `Result` of `train`, a `Condensed` of `condense`, the result of `pretrain`.
 
     Raises:
         ValueError: no run is there, it is being written by another process, or its teacher has changed.
     """
     run = Run.open(out)
     about = run.manifest()
+    if about.get("job") == "condense":
+        return resume_condense(out, say=say, show=show)
+    if about.get("job") == "pretrain":
+        return resume_pretrain(out, say=say, show=show)
     if about.get("job") != "train":
-        raise ValueError(f"{run.path} holds a {about.get('job')} run: start that again, it is not resumed")
+        raise ValueError(f"{run.path} holds a {about.get('job')} run, which is not resumed: start that again")
     config, options = from_manifest(about)
     device = prepare(config)
     finished = run.result()
@@ -116,7 +124,8 @@ def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent) -> Resu
             raise ValueError(f"{source} has changed since the run began: start anew with another --out")
         if finished is not None:
             say(f"the run in {run.path} is finished")
-            return Result(path=run.path, metrics=finished, student=load_student(str(run.path), arch=config.student)[0])
+            student = load_student(str(run.path), arch=config.student, device=device)[0]
+            return Result(path=run.path, metrics=finished, student=student)
         return _execute(plan, run, run.last_checkpoint(say), say, show)
 
 
@@ -147,6 +156,8 @@ def _execute(plan: Plan, run: Run, state: Mapping[str, Any] | None, say: Say, sh
         session = Session(plan, run, show, stop)
         if state is not None:
             session.load_state_dict(state)
+        if state is None:
+            session.try_teacher(say)
         if session.main:
             run.start_log(int(state["metrics_bytes"]) if state else 0, session.clock.step)
         try:

@@ -64,6 +64,7 @@ def card(condensed: CondensedSet, metrics: Mapping[str, Any]) -> str:
     labels = "soft (logits; a softmax gives probabilities)" if condensed.soft else "hard (class numbers)"
     counts = info.get("images_per_class") or []
     each = str(counts[0]) if counts and len(set(counts)) == 1 else ", ".join(map(str, counts))
+    taught = info.get("teacher_file")
     entry = "ZCA whitening (in the file)" if condensed.whitening else "(x - mean) / std"
     lines = [
         f"# Condensed {domain.name}",
@@ -80,6 +81,7 @@ def card(condensed: CondensedSet, metrics: Mapping[str, Any]) -> str:
         f"| networks see | {entry}, mean {_text(domain.mean)}, std {_text(domain.std)} |",
         f"| learned rate | {condensed.learning_rate if condensed.learning_rate is not None else 'none'} |",
         f"| looked through | {info.get('arch', '?')} |",
+        *([f"| teacher | {taught['file']} ({taught['arch']}, SHA-256 {taught['sha256']}) |"] if taught else []),
         f"| steps | {metrics.get('steps', '?')} in {metrics.get('total_seconds', '?')} s |",
         f"| seed | {info.get('seed', '?')} |",
         "",

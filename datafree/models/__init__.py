@@ -86,18 +86,36 @@ def model_names() -> tuple[str, ...]:
     return (*MODELS, *ALIASES)
 
 
-def next_smaller(arch: str, shape: tuple[int, int, int]) -> str:
+def next_smaller(arch: str, shape: tuple[int, int, int], *, classes: int = 10, than: int | None = None) -> str:
     """The name of the next smaller network of ``arch``'s family: the default student.
 
     Where the family has none (or is not known, as for a user's own file): ``lenet5_half`` for grey images of at most
-    32 x 32 pixels, else ``resnet8``.
+    32 x 32 pixels, else ``resnet8``; of the two the other one where this has no fewer parameters than the teacher.
+    ``than``: the teacher's parameters; None: those of the zoo's network ``arch``, and of another one they do not count.
+
+    Raises ValueError where neither is smaller.
     """
     name = ALIASES.get(arch, arch)
     for family in FAMILIES:
         if name in family[1:]:
             return family[family.index(name) - 1]
     channels, height, width = shape
-    return "lenet5_half" if channels == 1 and max(height, width) <= 32 else "resnet8"
+    small = ("lenet5_half", "resnet8") if channels == 1 and max(height, width) <= 32 else ("resnet8", "lenet5_half")
+    if than is None and name not in MODELS:
+        return small[0]
+    than = _parameters(name, shape, classes) if than is None else than
+    for each in small:
+        if _parameters(each, shape, classes) < than:
+            return each
+    raise ValueError(
+        f"no small network of ours has fewer parameters than the teacher ({than:,}): name a student with --student"
+    )
+
+
+def _parameters(name: str, shape: tuple[int, int, int], classes: int) -> int:
+    from datafree.models.fit import build_empty
+
+    return sum(each.numel() for each in build_empty(name, shape=shape, classes=classes).parameters())
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from datafree.models import ALIASES, MODELS, model_names
 
 # torchvision's networks with side branches during training; they are built without.
 SIDE_BRANCHES = ("googlenet", "inception_v3")
+RETURNS = "it returns "  # how `output_shape` begins where a network's output is no tensor
 
 
 def build_model(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -66,6 +67,8 @@ def check_output(network: nn.Module, *, name: str, shape: tuple[int, int, int], 
     """Raise ValueError unless the network maps one image of ``shape`` to ``classes`` logits (tried in eval mode)."""
     got = output_shape(network, shape)
     size = "x".join(map(str, shape))
+    if isinstance(got, str) and got.startswith(RETURNS):
+        raise ValueError(f"{name}: {got}: its forward must return the logits (N, classes) alone")
     if isinstance(got, str):
         raise ValueError(f"{name} cannot take images of {size}: {got}")
     if got != (1, classes):
@@ -85,7 +88,7 @@ def output_shape(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int, 
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return tuple(out.shape) if isinstance(out, torch.Tensor) else f"it returns {type(out).__name__}, not a tensor"
+    return tuple(out.shape) if isinstance(out, torch.Tensor) else f"{RETURNS}{type(out).__name__}, not a tensor"
 
 
 def one_line(error: BaseException) -> str:

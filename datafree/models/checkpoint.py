@@ -20,6 +20,7 @@ from torch import Tensor
 SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
 FOLDER_FILES = ("student.safetensors", "model.safetensors")
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net")
+AVERAGES_UNDER = ("state_dict_ema", "model_ema", "ema")  # moving averages, read where there is no other state dict
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
 
 
@@ -173,12 +174,13 @@ def no_checkpoint(path: Path) -> str:
 
 
 def state_dict_in(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict itself: bare, or nested under one of the usual keys (at any depth)."""
-    for key in NESTED_UNDER:
+    """The state dict itself: bare, or nested under one of the usual keys (at any depth); else a moving average."""
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    bare = any(value.ndim for value in state.values())
+    for key in NESTED_UNDER if bare else (*NESTED_UNDER, *AVERAGES_UNDER):
         if isinstance(content.get(key), Mapping):
             return state_dict_in(content[key], path)
-    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not any(value.ndim for value in state.values()):
+    if not bare:
         keys = ", ".join(str(key) for key in list(content)[:5]) or "none"
         raise ValueError(
             f"{path} holds no state dict (its keys: {keys}): expected tensors, bare or under {', '.join(NESTED_UNDER)}"
@@ -192,6 +194,21 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     while prefix := next((each for each in PREFIXES if all(key.startswith(each) for key in plain)), ""):
         plain = {key.removeprefix(prefix): value for key, value in plain.items()}
     return {re.sub(r"(^|\.)_orig_mod\.", r"\1", key): value for key, value in plain.items()}
+
+
+def without_prefixes(state: Mapping[str, Tensor]) -> list[tuple[str, dict[str, Tensor]]]:
+    """The prefixes that all names share, shortest first, each with the state dict without it; the first is none.
+
+    A wrapper (Lightning's module, a class around a backbone) leaves one such as ``model.``; so does an honest network.
+    """
+    shorter = [("", dict(state))]
+    while True:
+        prefix, latest = shorter[-1]
+        firsts = {key.partition(".")[0] for key in latest}
+        if len(firsts) != 1 or not all("." in key for key in latest):
+            return shorter
+        first = f"{firsts.pop()}."
+        shorter.append((prefix + first, {key.removeprefix(first): value for key, value in latest.items()}))
 
 
 def raised(value: Tensor) -> Tensor:

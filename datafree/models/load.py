@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datafree.models import ALIASES, MODELS, model_names
-from datafree.models.build import build_model, is_file_arch, output_shape, run_file, unknown_name
-from datafree.models.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
+from datafree.models.build import RETURNS, build_model, is_file_arch, output_shape, run_file, unknown_name
+from datafree.models.checkpoint import Checkpoint, find_checkpoint, read_checkpoint, without_prefixes
 from datafree.models.fit import SIDES, Fit, closest, closest_words, compare, ends, fit, misfit
 from datafree.models.naming import names_in, shapes_of
 from datafree.models.pretrained import load_pretrained, torchvision_names, usual_side
@@ -39,7 +40,7 @@ class Loaded:
 
 
 def load_model(
-    source: str,
+    source: str | os.PathLike[str],
     *,
     arch: str | None = None,
     shape: tuple[int, int, int] | None = None,
@@ -49,20 +50,27 @@ def load_model(
     """Load a trained network.
 
     ``source``: a state dict in a .pt, .pth or .th file (bare, or under state_dict, model, model_state_dict, net), a
-    .safetensors file, a run folder, ``torchvision:NAME`` or ``timm:NAME``. ``arch``: any name ``build_model`` takes;
-    else the checkpoint's own word, else the file's name. ``shape`` (C, H, W) and ``classes`` are checked where given,
-    else read off the weights. ``download`` allows torchvision's and timm's weights to be fetched. Pickled code is
-    never run; a file named with ``arch="file.py:function"`` is.
+    .safetensors file, a run folder, ``torchvision:NAME`` or ``timm:NAME``. A prefix that all names share is left out
+    where the network fits without it. ``arch``: any name ``build_model`` takes; else the checkpoint's own word, else
+    the file's name. ``shape`` (C, H, W) and ``classes`` are checked where given, else read off the weights.
+    ``download`` allows torchvision's and timm's weights to be fetched. Pickled code is never run; a file named with
+    ``arch="file.py:function"`` is.
 
     Raises FileNotFoundError or ValueError, one line that says what to do.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(
+            f"a {type(source).__name__} is no checkpoint: save its state_dict() to a file and give that, with --arch "
+            "file.py:function for a network of your own"
+        )
+    source = os.fspath(source)
     if source.startswith(("torchvision:", "timm:")):
         if arch not in (None, source):
             raise ValueError(f"--arch {arch} goes with a checkpoint file; {source} has its own architecture")
         found = load_pretrained(source, download=download)
         check_classes(source, found.classes, classes, "its pretrained weights")
         if shape is not None and shape[0] != found.shape[0]:
-            raise ValueError(f"{source} takes images of {found.shape[0]} channels, not {shape[0]}: correct --shape")
+            raise ValueError(f"{source} takes {found.shape[0]} channels, not {shape[0]}: give data of as many")
         return Loaded(
             network=found.network,
             arch=source,
@@ -90,7 +98,7 @@ def load_model(
 def check_classes(source: str, found: int, wanted: int | None, where: str) -> None:
     """Raise ValueError where the number of classes that was asked for is not the weights'."""
     if wanted is not None and wanted != found:
-        raise ValueError(f"{source} has {found} classes ({where}), not {wanted}: correct --classes or the data set")
+        raise ValueError(f"{source} has {found} classes ({where}), not {wanted}: give data of as many")
 
 
 def from_known_name(
@@ -99,6 +107,12 @@ def from_known_name(
     """Load into an architecture of the zoo, torchvision's or timm's."""
     known_shape = shape or checkpoint.shape
     names, why = candidates(checkpoint, arch)
+
+    def share(state: Mapping[str, Tensor]) -> float:
+        fits = [fit(name, state, shape=known_shape, side=usual_side(name)) for name in names] or [closest(state)]
+        return max(each.difference.share for each in fits)
+
+    checkpoint, prefix = unwrapped(checkpoint, share)
     if not names:
         raise ValueError(
             f"{source}: neither the file nor its name says the architecture; name it with --arch: "
@@ -119,6 +133,7 @@ def from_known_name(
     with torch.random.fork_rng(devices=[]):  # its weights are overwritten: the random numbers are left alone
         network = build_model(taken.arch, shape=taken.shape, classes=taken.classes)
     choices = [] if why == "given" else [f"architecture: {taken.arch} ({why})"]
+    choices += left_out(prefix)
     if taken.naming:
         choices.append(f"names of the tensors: {taken.naming}, renamed")
     if classes is None and "classes" not in checkpoint.metadata:
@@ -128,6 +143,23 @@ def from_known_name(
         choices.append(f"shape: {size} (channels read off {taken.first}, usual size for {taken.arch})")
     fill(network, checkpoint, taken.keys)
     return loaded(source, checkpoint, network, taken.arch, taken.shape, taken.classes, choices)
+
+
+def unwrapped(checkpoint: Checkpoint, share: Callable[[Mapping[str, Tensor]], float]) -> tuple[Checkpoint, str]:
+    """The checkpoint without the prefix of all its names that leaves the greatest share of agreeing tensors.
+
+    Returns also the prefix, "" for none, which goes before any that is no better.
+    """
+    shorter = without_prefixes(checkpoint.state)
+    if len(shorter) == 1:
+        return checkpoint, ""
+    prefix, state = max(shorter, key=lambda each: share(each[1]))
+    return replace(checkpoint, state=state), prefix
+
+
+def left_out(prefix: str) -> list[str]:
+    """What the user is told of a prefix."""
+    return [f"names of the tensors: without {prefix!r}, which all begin with"] if prefix else []
 
 
 def candidates(checkpoint: Checkpoint, arch: str | None) -> tuple[list[str], str]:
@@ -151,7 +183,7 @@ def check_channels(source: str, checkpoint: Checkpoint, name: str, shape: tuple[
     weight = checkpoint.state.get(name)
     if shape is not None and weight is not None and weight.ndim == 4 and weight.shape[1] != shape[0]:
         takes = weight.shape[1]
-        raise ValueError(f"{source} takes {takes} channels (read off {name}), not {shape[0]}: correct --shape")
+        raise ValueError(f"{source} takes {takes} channels (read off {name}), not {shape[0]}: give data of as many")
 
 
 def from_user_file(
@@ -160,7 +192,9 @@ def from_user_file(
     """Load into the module that the user's function returns; what it takes and gives is tried out."""
     with torch.random.fork_rng(devices=[]):
         network = run_file(arch)
-    difference = compare(shapes_of(checkpoint.state), shapes_of(network.state_dict()))
+    expected = shapes_of(network.state_dict())
+    checkpoint, prefix = unwrapped(checkpoint, lambda state: compare(shapes_of(state), expected).share)
+    difference = compare(shapes_of(checkpoint.state), expected)
     if difference.share < 1:
         raise ValueError(misfit(source, arch, difference, closest(checkpoint.state)))
     fill(network, checkpoint, {key: key for key in checkpoint.state})
@@ -168,13 +202,15 @@ def from_user_file(
     known_shape = shape or checkpoint.shape
     outputs = {each: output_shape(network, each) for each in ([known_shape] if known_shape else shapes_for(network))}
     taken = next((each for each, out in outputs.items() if not isinstance(out, str) and len(out) == 2), None)
+    if no_tensor := next((out for out in outputs.values() if isinstance(out, str) and out.startswith(RETURNS)), ""):
+        raise ValueError(f"{arch}: {no_tensor}: its forward must return the logits (N, classes) alone")
     if known_shape is not None and taken is None:
         size, got = "x".join(map(str, known_shape)), outputs[known_shape]
-        raise ValueError(f"{arch} gives no logits (1, classes) for one image of {size}, but {got}: correct --shape")
+        raise ValueError(f"{arch} gives no logits (1, classes) for one image of {size}, but {got}: give data that fit")
     out = outputs[taken] if taken is not None else (1, checkpoint.state[last].shape[0])
     assert not isinstance(out, str)
     check_classes(source, out[1], classes, f"outputs of {arch}")
-    choices = [f"classes: {out[1]} (outputs of {arch})"]
+    choices = [f"classes: {out[1]} (outputs of {arch})", *left_out(prefix)]
     if known_shape is None and taken is not None:
         size = "x".join(map(str, taken))
         choices.append(f"shape: {size} (channels read off {first}, the first usual size that {arch} takes)")

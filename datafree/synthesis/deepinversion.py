@@ -119,6 +119,11 @@ class DeepInversion:
         },
     }  # fmt: skip
 
+    @staticmethod
+    def follows_prior(config: DeepInversionConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.onehot > 0
+
     def __init__(self, setting: Setting, config: DeepInversionConfig) -> None:
         self.setting, self.config = setting, config
         self.store = Store(setting, "bank", config.bank)

@@ -109,6 +109,11 @@ class SSD:
     }
     NEEDS_STATISTICS = "bn"
 
+    @staticmethod
+    def follows_prior(config: SSDConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.balance > 0
+
     def __init__(self, setting: Setting, config: SSDConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
         self.store = self.imaging.store = Store(setting, config.feed, config.bank, config.eviction)

@@ -273,13 +273,14 @@ class Reader:
                         )
 
     def _cells(self) -> Iterator[Cell]:
+        everywhere = self.content.get("budgets", [None])
         for group, of in self.section("groups").items():
             for row, held in self.section("rows").items():
                 if row not in of.get("rows", self.section("rows")) or group not in held.get("groups", [group]):
                     continue
-                budgets = held.get("budgets", of.get("budgets", self.content.get("budgets", [None])))
+                budgets = held.get("budgets", of.get("budgets", everywhere))
                 for budget in budgets:
-                    yield self._cell(group, of, row, held, budget, several=len(budgets) > 1)
+                    yield self._cell(group, of, row, held, budget, several=max(len(budgets), len(everywhere)) > 1)
 
     def _cell(
         self, group: str, of: dict[str, Any], row: str, held: dict[str, Any], budget: str | None, *, several: bool
@@ -299,8 +300,8 @@ class Reader:
             options |= values
         if budget is not None and not set(LENGTHS) & (set(over) | set(held.get("options", {}))):
             options = {k: v for k, v in options.items() if k not in LENGTHS} | {"budget": budget}
-        if job in METHODS:
-            options.setdefault("method", row if row in METHODS[job] else JOBS[job].method)
+        if job in METHODS and "method" not in options:
+            options["method"] = self._method(job, row, options)
         if job == "pretrain" and "student" in options:
             options["arch"] = options.pop("student")
         options = self._checked(job, options, layers, row)
@@ -338,6 +339,18 @@ class Reader:
             published=published,
             file=str(self.path),
             line=self.line("rows", row),
+        )
+
+    def _method(self, job: str, row: str, options: Mapping[str, Any]) -> str:
+        """Of a row whose options name none."""
+        if row in METHODS[job]:
+            return row
+        if row == "default" or "source" in options:  # the images of a source are no method's
+            return str(JOBS[job].method)
+        near = difflib.get_close_matches(row, METHODS[job], 3, 0.5)
+        hint = f"did you mean {' or '.join(near)}? Else name" if near else "name"
+        raise self.fail(
+            f"rows.{row}: {row!r} is no method of {job}: {hint} its method: options = {{ method = ... }}", "rows", row
         )
 
     def _checked(

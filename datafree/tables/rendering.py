@@ -262,7 +262,7 @@ def _footnotes(table: Table, superseded: list[TableResult], page: Path) -> list[
     lines = []
     if table.layout == "rows" and any(cell.published for cell in table.cells):
         sources = dict.fromkeys(cell.published.source for cell in table.cells if cell.published)
-        lines += [f"Published: {'; '.join(sources)}. A * marks what falls short by more than the tolerance.", ""]
+        lines += [f"Published: {'; '.join(sources)}. {_mark(table)}", ""]
     if table.layout == "matrix":
         sources = dict.fromkeys(cell.published.source for cell in table.cells if cell.published)
         lines += [f"Published: {'; '.join(sources)}.", ""] if sources else []
@@ -270,6 +270,13 @@ def _footnotes(table: Table, superseded: list[TableResult], page: Path) -> list[
         each = ", ".join(f"[{r.cell}, seed {r.seed}]({link(r.path, page)}) {_figure(r)}" for r in superseded)
         lines += [f"Superseded, made by another spec or with other defaults: {each}.", ""]
     return lines
+
+
+def _mark(table: Table) -> str:
+    """What `difference` marks."""
+    points = sorted({cell.published.tolerance for cell in table.cells if cell.published})
+    text = f"{' or '.join(f'{each:g}' for each in points)} {'point' if points == [1] else 'points'}"
+    return f"A * marks what falls short by more than {text} and by more than the published spread."
 
 
 def _figure(result: TableResult) -> str:

@@ -91,7 +91,7 @@ resnet20.pt --shape 1x32x32|takes 3 channels
 resnet20.pt --student nope|unknown network 'nope'
 resnet20.pt --student nets.py:raises|RuntimeError: first line
 wrn10_1.pt --shape 3x24x40 --student nets.py:square|cannot take images of 3x24x40
-square.pt --arch nets.py:square --shape 3x24x24|correct --shape
+square.pt --arch nets.py:square --shape 3x24x24|give data that fit
 square.pt --arch nets.py:raises|failed when it was run: RuntimeError: first line
 square.pt --arch nets.py:no_module|returned int, not a torch.nn.Module
 square.pt --arch nets.py:wants|TypeError

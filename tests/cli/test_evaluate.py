@@ -12,6 +12,7 @@ import torch
 
 from datafree.data.condensed import CondensedSet, to_bytes
 from datafree.domain import DOMAINS
+from datafree.jobs.machine import find_device
 
 Cli = Callable[..., Any]
 
@@ -88,11 +89,57 @@ def test_a_set_is_scored_with_the_seed_and_the_arithmetic(cli: Cli, a_set: str, 
         assert (scores["seed"], scores["precision"]) == wanted
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu"])
-def test_a_device_is_found(cli: Cli, teacher: Path, device: str) -> None:
-    answer = cli("evaluate", teacher, "--device", device, "--json")
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--teacher-mean", ".5"), "--teacher-mean describes"),
+        (("--teacher-arch", "mlp", "--teacher-std", ".5"), "--teacher-arch, --teacher-std describe"),
+    ],
+)
+def test_what_describes_a_teacher_needs_one(
+    cli: Cli, a_set: str, teacher: Path, flags: tuple[object, ...], named: str
+) -> None:
+    for what in (a_set, teacher):
+        answer = cli("evaluate", what, *flags)
+        assert (answer.status, answer.out) == (2, "")
+        assert answer.err == f"error: {named} the file of --teacher: give that too, or leave it out\n"
+
+
+def test_a_teacher_is_for_protocols_that_ask_it(cli: Cli, a_set: str, teacher: Path, rates: list[float | None]) -> None:
+    answer = cli("evaluate", a_set, "--teacher", teacher, "--protocol", "vico")
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err == "error: protocol vico trains on the set's own labels: leave --teacher out\n"
+    assert not rates
+
+
+def test_a_protocol_of_a_teachers_labels_names_the_flag(cli: Cli, a_set: str) -> None:
+    answer = cli("evaluate", a_set, "--protocol", "rded", "--seeds", 1)
+    assert (answer.status, answer.out) == (2, "")
+    assert "trains on a teacher's labels: give a teacher, --teacher FILE" in answer.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("seeds", "shown"), [(1, "1 network, test images"), (2, "2 networks, test images")])
+def test_one_network_has_no_spread(cli: Cli, a_set: str, rates: list[float | None], seeds: int, shown: str) -> None:
+    answer = cli("evaluate", a_set, "--seeds", seeds, "--arch", "mlp")
+    assert answer.status == 0, answer
+    assert shown in answer.out
+    assert answer.out.count("±") == (2 if seeds > 1 else 0)
+    assert answer.err.count(f"network {seeds} of {seeds}: ") == 2
+
+
+@pytest.mark.parametrize("flags", [(), ("--device", "auto"), ("--device", "cpu")])
+def test_a_device_is_found(cli: Cli, teacher: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def found(name: str) -> torch.device:
+        seen.append(name)
+        return find_device(name)
+
+    monkeypatch.setattr("datafree.jobs.scoring.find_device", found)
+    answer = cli("evaluate", teacher, *flags, "--json")
     assert answer.status == 0, answer
     assert json.loads(answer.out)["images"] == 355
+    assert seen == [flags[1] if flags else "auto"]
 
 
 @pytest.mark.parametrize(("flags", "rate"), [((), 0.03), (("--set-lr", 0.05), 0.05)])

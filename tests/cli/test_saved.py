@@ -125,3 +125,77 @@ def test_a_result_is_planned_as_the_run_that_made_it(cli: Cli, tmp_path: Path) -
     refused = cli("condense", "--config", result, "--dry-run")
     assert (refused.status, len(refused.err.splitlines())) == (2, 1)
     assert "is no run.json of datafree condense" in refused.err
+
+
+def test_another_teacher_brings_its_own_normalisation(cli: Cli, teacher: Path, tmp_path: Path) -> None:
+    from datafree.models import build_model
+    from datafree.runs import save_network
+
+    about = {"arch": "resnet8", "shape": (1, 28, 28), "classes": 7, "mean": (0.9,), "std": (0.7,), "data": None}
+    save_network(tmp_path / "other.safetensors", build_model("resnet8", shape=(1, 28, 28), classes=7), about)
+    file, first = saved(tmp_path, "train", teacher=str(teacher), steps=2, student="resnet8", batch_size=16)
+    assert (first["config"]["mean"], first["config"]["data"]) == ([0.3052], "digits")
+    assert (first["method_options"]["bn"], first["method_options"]["shapes"]) == (0.0, 0.5)
+    planned = dict(
+        line.split(None, 1)
+        for line in rows(cli("train", "--config", file, "--teacher", "other.safetensors", "--dry-run"))
+    )
+    wanted = {"mean": "0.9", "std": "0.7", "shape": "1x28x28", "classes": "7", "shapes": "0.0"}
+    assert {name: planned[name].strip() for name in wanted} == wanted
+    assert float(planned["bn"]) > 0
+    assert planned["steps"].strip() == "2"
+
+
+def test_what_was_set_stays_with_another_teacher(cli: Cli, teacher: Path, tmp_path: Path) -> None:
+    file, _ = saved(tmp_path, "train", teacher=str(teacher), steps=2, mean=(0.25,), shapes=0.75)
+    planned = [line.split() for line in rows(cli("train", "--config", file, "--teacher", teacher, "--dry-run"))]
+    assert all(row in planned for row in (["mean", "0.25"], ["shapes", "0.75"], ["std", "0.376"]))
+
+
+@pytest.mark.parametrize(
+    ("job", "options"), [("train", {"steps": 2}), ("condense", {"method": "dm", "ipc": 1, "steps": 2})]
+)
+def test_other_data_bring_their_own_domain(
+    job: str, options: dict[str, Any], cli: Cli, foreign: Path, tmp_path: Path
+) -> None:
+    import numpy as np
+
+    images, labels = np.zeros((20, 32, 32, 3), np.uint8), np.arange(20) % 10
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    if job == "train":
+        options = {**options, "teacher": str(foreign / "grey.pt"), "arch": "resnet20", "data": "digits"}
+    file, first = saved(tmp_path, job, **options)
+    assert first["config"]["mean"] == [0.3052]
+    other = ("--teacher", foreign / "resnet20.pt") if job == "train" else ()
+    answer = cli(job, "--config", file, "--data", "npz:own.npz", *other, "--dry-run")
+    planned = dict(line.split(None, 1) for line in rows(answer))
+    assert planned["mean"].count(",") == 2
+
+
+def test_of_a_runs_own_result_the_manifest_beside_it_is_read(cli: Cli, tmp_path: Path) -> None:
+    file, _ = saved(tmp_path, "train", method="dfad", steps=2)
+    (tmp_path / "result.json").write_text(json.dumps({"student_accuracy": 0.5, "steps": 2}))
+    wanted = rows(cli("train", "--config", file, "--dry-run"))
+    assert rows(cli("train", "--config", tmp_path / "result.json", "--dry-run")) == wanted
+    (tmp_path / "run.json").unlink()
+    refused = cli("train", "--config", tmp_path / "result.json", "--dry-run")
+    assert "is no run.json of datafree train" in refused.err
+
+
+@pytest.mark.parametrize(("job", "other"), [("train", "condense"), ("condense", "train")])
+def test_another_commands_run_is_resumed_by_that_command(job: str, other: str, cli: Cli, tmp_path: Path) -> None:
+    options = {"method": "mean"} if job == "condense" else {"steps": 2}
+    saved(tmp_path, job, **options)
+    answer = cli(other, "--resume", "--out", tmp_path)
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err == f"error: {tmp_path} holds a {job} run: resume it with datafree {job} --resume\n"
+
+
+def test_what_follows_teacher_and_data_is_all_that_plans_read_off_them() -> None:
+    from datafree.cli.methods import READ_OFF
+    from datafree.synthesis import METHODS, load_method
+
+    methods = [load_method(name) for name in METHODS]
+    terms = {method.NEEDS_STATISTICS for method in methods if hasattr(method, "NEEDS_STATISTICS")}
+    instead = {name for method in methods for name in getattr(method, "WITHOUT_STATISTICS", {})}
+    assert terms | instead <= {*READ_OFF["data"]}

@@ -122,6 +122,21 @@ def test_a_quarter_turn() -> None:
     torch.testing.assert_close(turned, images.flip(3).transpose(2, 3), **CLOSE)
 
 
+def test_warps_are_those_of_kornia() -> None:
+    """An implementation by others: rotation by degrees against the clock, and enlargement, about the middle."""
+    from kornia.geometry import transform
+
+    images = torch.rand(3, 2, 12, 12, dtype=torch.float64)
+    values = torch.rand(3, len(NUMBERS), dtype=torch.float64)
+    turned = apply(images, Draws(("rotate",), values), RELEASE)
+    degrees = (values[:, NUMBERS.index("rotate_u")] - 0.5) * 2 * RELEASE.ratio_rotate
+    torch.testing.assert_close(turned, transform.rotate(images, degrees), rtol=0, atol=1e-9)
+    scaled = apply(images, Draws(("scale",), values), RELEASE)
+    least = 1 / RELEASE.ratio_scale
+    read = values[:, [NUMBERS.index("scale_u_x"), NUMBERS.index("scale_u_y")]] * (RELEASE.ratio_scale - least) + least
+    torch.testing.assert_close(scaled, transform.scale(images, 1 / read), rtol=0, atol=1e-9)
+
+
 def test_middle_numbers_do_nothing() -> None:
     images = torch.rand(3, 3, 9, 9, dtype=torch.float64)
     draws = Draws(("color", "crop", "flip", "rotate"), torch.full((1, 11), 0.5, dtype=torch.float64))

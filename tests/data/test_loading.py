@@ -408,3 +408,12 @@ def test_validation_split_of_tiny_classes() -> None:
         validation_split(part, fraction=1)
     with pytest.raises(ValueError, match="no class with two training images"):
         validation_split(Data(domain=domain, x_train=x[:1], y_train=y[:1]))
+
+
+def test_data_go_to_another_device_as_a_whole() -> None:
+    data = load_data("digits", splits=("train",))
+    there = data.to("meta")
+    assert there.x_train is not None
+    assert there.y_train is not None
+    assert {there.x_train.device.type, there.y_train.device.type} == {"meta"}
+    assert (there.x_test, there.domain) == (None, data.domain)

@@ -55,6 +55,29 @@ def test_grey_images_and_a_test_split() -> None:
     assert torch.equal(data.x_test, WANTED[:, 0:1])
 
 
+def test_palettes_become_their_colours_and_two_values_black_and_white() -> None:
+    """Not the numbers of the palette's entries, and not 0 and 1."""
+    palette = Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7) % 3).convert("P")
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    x = from_dataset(Items([(palette, 0), (palette, 1)])).x_train
+    assert x is not None
+    assert x.shape == (2, 3, 5, 7)
+    assert torch.equal(x[0], torch.from_numpy(np.array(palette.convert("RGB"))).permute(2, 0, 1))
+    bits = Image.fromarray(PIXELS[0, :, :, 0] > 100)
+    assert bits.mode == "1"
+    x = from_dataset(Items([(bits, 0), (bits, 1)])).x_train
+    assert x is not None
+    assert torch.equal(x[0, 0] > 0, torch.from_numpy(PIXELS[0, :, :, 0] > 100))
+    assert x.max() == 255
+
+
+@pytest.mark.parametrize("label", [np.int64(1), np.array(1), torch.tensor(1), torch.tensor([1]), True, 1.0, "1"])
+def test_class_numbers_of_every_kind(label: Any) -> None:
+    y = from_dataset(Items([(WANTED[0], 0), (WANTED[1], label)])).y_train
+    assert y is not None
+    assert y.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("items", "message"),
     [
@@ -63,6 +86,20 @@ def test_grey_images_and_a_test_split() -> None:
         ([(WANTED[0].float(), 0), (WANTED[0], 1)], "normalisation out"),
         ([(WANTED[0], -1), (WANTED[0], 1)], "from 0"),
         ([(WANTED[0], 0), (WANTED[0], 5)], "number the classes from 0"),
+        ([(Image.fromarray(np.full((5, 7), 1000, dtype=np.uint16)), 0)], "type uint16: give uint8, 0 to 255"),
+        ([(Image.fromarray(np.full((5, 7), 1000, dtype=np.int32)), 0)], "type int32: give uint8, 0 to 255"),
+        ([(WANTED[0].long() * 4, 0)], "type torch.int64: give uint8, 0 to 255, or floats in"),
+        ([(PIXELS[0].astype(np.int64), 0)], "type int64: give uint8, 0 to 255, or floats in"),
+        ([(WANTED[0] > 9, 0)], "type torch.bool: give uint8"),
+        ([("image.png", 0)], "type <U9: give uint8"),
+        ([(np.zeros(5, dtype=np.uint8), 0)], r"shape \(5,\): give \(H, W\) or \(H, W, C\)"),
+        ([{"image": WANTED[0], "label": 0}], "items of the train set are dict: give .image, class number."),
+        ([(WANTED[0], torch.eye(3)[1])], "3 values: give the class number, such as label.argmax"),
+        ([(WANTED[0], [0, 1, 0])], "3 values: give the class number"),
+        ([(WANTED[0], "cat")], "the label 'cat': give a class number, such as CLASSES.index"),
+        ([(WANTED[0], 0.5)], "the label 0.5: give a class number"),
+        ([(WANTED[0], float("inf"))], "the label inf: give a class number"),
+        ([(WANTED[0], None)], "the label None: give a class number"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(items: list[Any], message: str) -> None:

@@ -90,7 +90,7 @@ def test_a_silent_teacher_is_normalised_as_the_sets_data(silent: str, monkeypatc
     images = torch.rand(5, 1, 8, 8)
     for data in (None, "digits", load_data("digits")):
         evaluate_set(
-            condensed, data, protocol="vico", networks=1, archs=["mlp"], teacher=silent, teacher_arch="resnet8"
+            condensed, data, protocol="rded", networks=1, archs=["mlp"], teacher=silent, teacher_arch="resnet8"
         )
     assert len(seen) == 6
     for each in seen:

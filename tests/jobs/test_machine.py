@@ -33,6 +33,13 @@ def test_random_states_go_through_a_checkpoint(tmp_path: Path) -> None:
     assert draws(rng) == wanted
 
 
+def test_random_states_of_another_device_are_refused_in_a_line() -> None:
+    rng = torch.Generator().manual_seed(3)
+    state = {**random_states(rng), "device": "cuda", "run": torch.zeros(16, dtype=torch.uint8)}
+    with pytest.raises(ValueError, match=r"^this run was made on cuda and cannot go on on cpu: resume it there$"):
+        restore_random_states(state, rng)
+
+
 @pytest.mark.parametrize("seed", [0, 7, 2**40])
 def test_a_seed_fixes_every_generator(seed: int) -> None:
     drawn = []
@@ -44,7 +51,7 @@ def test_a_seed_fixes_every_generator(seed: int) -> None:
 
 def test_devices() -> None:
     assert prepare(MachineConfig(device="cpu", threads=1)) == torch.device("cpu")
-    for name in ("cuda:99", "gpu", "cpu:x"):
+    for name in ("cuda:99", "gpu", "cpu:x", "mps", "meta"):
         with pytest.raises(ValueError, match=f"--device {name} is not there: take .*cpu") as caught:
             prepare(MachineConfig(device=name))
         assert "\n" not in str(caught.value)

@@ -123,6 +123,9 @@ def test_shapes_stand_in_for_statistics_that_are_not_there(tmp_path: Path) -> No
     assert asked["method_options"]["shapes"] == 0.0
     assert asked["warnings"][-1] == "in its place: --student-steps 60"
     assert plan(tmp_path, "group", "blend")["method_options"]["shapes"] == 0.0
+    without = plan(tmp_path, "plain", "blend", bn=0.0)
+    assert without["method_options"] == made["method_options"]
+    assert without["warnings"] == ["the teacher has no batch norm; in its place: --shapes 0.5, --student-steps 60"]
 
 
 def test_a_student_without_norm_takes_adam_and_small_batches(tmp_path: Path) -> None:
@@ -174,7 +177,16 @@ def test_a_method_that_takes_adam_keeps_its_own_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("dfad", {}), ("zskt", {}), ("blackbox", {}), ("zeroq", {}), ("noise", {}), ("dfq", {"balance": 0.0})],
+    [
+        ("dfad", {}),
+        ("zskt", {}),
+        ("blackbox", {}),
+        ("zeroq", {}),
+        ("noise", {}),
+        ("dfq", {"balance": 0.0}),
+        ("ssd", {"balance": 0.0}),
+        ("deepinversion", {"onehot": 0.0}),
+    ],
 )
 def test_a_prior_that_a_method_cannot_keep_is_refused(tmp_path: Path, method: str, options: dict[str, Any]) -> None:
     prior = (1.0, *[0.0] * 9)
@@ -183,9 +195,74 @@ def test_a_prior_that_a_method_cannot_keep_is_refused(tmp_path: Path, method: st
 
 
 @pytest.mark.parametrize(
-    ("method", "options"), [("dfq", {}), ("blend", {}), ("cmi", {}), ("noise", {"distribution": "shapes"})]
+    ("method", "options"),
+    [
+        ("dfq", {}),
+        ("blend", {}),
+        ("cmi", {}),
+        ("noise", {"distribution": "shapes"}),
+        ("ssd", {}),
+        ("deepinversion", {}),
+    ],
 )
 def test_a_prior_is_taken_where_images_are_made_for_classes(
     tmp_path: Path, method: str, options: dict[str, Any]
 ) -> None:
     assert plan(tmp_path, "group", method, prior=(1.0, *[0.0] * 9), **options)["config"]["prior"][0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "options"),
+    [
+        ("fast", "official", {"feed": "fresh"}),
+        ("cmi", "scratch", {"feed": "fresh"}),
+        ("dfad", "zju", {"feed": "bank"}),
+        ("dfad", "official", {"schedule": "cosine"}),
+        ("blackbox", "official", {"schedule": "cosine"}),
+        ("dafl", "zju", {"criterion": "l1"}),
+    ],
+)
+def test_nobody_is_blamed_for_what_a_preset_says(
+    tmp_path: Path, method: str, preset: str, options: dict[str, Any]
+) -> None:
+    made = plan(tmp_path, "group", method, preset=preset, **options)
+    assert {**made["config"], **made["method_options"]}.items() >= options.items()
+    saved = {name: value for name, value in made["config"].items() if value is not None}
+    again = jobs.dry_run(TrainConfig(**saved), **made["method_options"])  # as --config does it
+    assert (again["config"], again["method_options"]) == (made["config"], made["method_options"])
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "options", "text"),
+    [
+        ("fast", "official", {"feed": "fresh", "bank": 99}, "--bank with --feed fresh"),
+        ("dfad", "zju", {"bank": 99}, "--bank with --feed fresh"),  # the preset's feed
+        ("dfad", "official", {"schedule": "cosine", "milestones": (0.3,)}, "--milestones with --schedule cosine"),
+        ("dafl", "zju", {"criterion": "l1", "temperature": 3.0}, "--temperature with --criterion l1"),
+    ],
+)
+def test_what_a_person_gives_beside_a_preset_is_still_read_or_refused(
+    tmp_path: Path, method: str, preset: str, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^nothing reads {text}"):
+        plan(tmp_path, "group", method, preset=preset, **options)
+
+
+def test_the_nearest_of_both_configurations_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown option 'stepz' with method blend; did you mean 'steps'"):
+        jobs.dry_run(stepz=3)
+    with pytest.raises(ValueError, match="unknown option 'bnk' with method dfq; did you mean 'bank'"):
+        jobs.dry_run(method="dfq", bnk=3)
+    with pytest.raises(ValueError, match="unknown option 'ipcs' with method dm; did you mean 'ipc'"):
+        jobs.dry_run_condense(method="dm", ipcs=3)
+
+
+def test_real_images_need_named_data(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^--source real needs --data NAME"):
+        plan(tmp_path, "plain", "blend", data=None, shape="1x8x8", source="real")
+
+
+def test_a_teacher_smaller_than_any_of_ours_needs_a_named_student(tmp_path: Path) -> None:
+    # 4 x 9 + 4 + 10 x 256 + 10 parameters
+    with pytest.raises(ValueError, match=r"fewer parameters than the teacher \(2,610\): name a student with --student"):
+        plan(tmp_path, "plain", "blend", student=None)

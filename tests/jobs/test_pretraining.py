@@ -145,7 +145,7 @@ def test_a_folder_that_is_being_written_is_left_to_its_owner(tmp_path: Path) -> 
     [
         ({"job": "train"}, "holds a train run: resume it with its own command"),
         ({"job": "pretrain"}, "no run.json of datafree pretrain"),
-        ({"job": "pretrain", "config": {"steps": "many"}}, "no run.json of datafree pretrain"),
+        ({"job": "pretrain", "config": {"steps": "many"}}, "--steps is 'many': give a whole number"),
         ({"job": "pretrain", "config": {"stepz": 3}}, "unknown option 'stepz'"),
     ],
 )

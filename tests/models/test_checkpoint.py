@@ -35,6 +35,11 @@ STATE = {"conv.weight": torch.ones(2, 3, 1, 1), "conv.bias": torch.zeros(2)}
         {f"_orig_mod.module.{key}": value for key, value in STATE.items()},
         {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in STATE.items()}},
         {**STATE, "best_accuracy": 0.9},
+        {"ema": STATE, "epoch": 3},
+        {"state_dict_ema": {f"module.{key}": value for key, value in STATE.items()}},
+        {"model_ema": STATE, "ema": {"decay": 0.999}},
+        {"ema": {"conv.weight": torch.zeros(2, 3, 1, 1)}, "model": STATE},
+        {**STATE, "ema": {"conv.weight": torch.zeros(2, 3, 1, 1)}},
     ],
 )
 @pytest.mark.parametrize("legacy", [False, True])

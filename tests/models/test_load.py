@@ -202,7 +202,7 @@ def test_no_architecture_known(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"classes": 100}, r"has 10 classes \(read off linear.weight\), not 100"),
-        ({"shape": (1, 28, 28)}, r"takes 3 channels \(read off conv1.weight\), not 1: correct --shape"),
+        ({"shape": (1, 28, 28)}, r"takes 3 channels \(read off conv1.weight\), not 1: give data of as many"),
         ({"arch": "resnet21"}, "unknown network 'resnet21'; closest: "),
         ({"arch": "resnet56"}, "does not fit resnet56: missing"),
     ],
@@ -333,3 +333,67 @@ def test_user_file_that_does_not_fit(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="has 2 classes"):
         load_model(str(tmp_path / "teacher.pt"), arch=f"{tmp_path}/nets.py:f", classes=3, shape=(1, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "given"), [("model.", False), ("backbone.", True), ("net.model.", True), ("module.encoder.", False)]
+)
+def test_a_prefix_that_all_names_share_is_left_out(tmp_path: Path, prefix: str, given: bool) -> None:
+    state = fresh("resnet8")
+    wrapped = {f"{prefix}{key}": value for key, value in state.items()}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "resnet8.pt")
+    found = load_model(str(tmp_path / "resnet8.pt"), arch="resnet8" if given else None)
+    assert all(torch.equal(value, state[key]) for key, value in found.network.state_dict().items())
+    assert f"names of the tensors: without {prefix.removeprefix('module.')!r}, which all begin with" in found.choices
+
+
+def test_a_prefix_is_the_networks_own_where_that_fits(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def own():\n    return nn.Sequential(bare())\n"
+        "def bare():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
+    )
+    torch.save({"0.1.weight": torch.ones(3, 12), "0.1.bias": torch.ones(3)}, tmp_path / "x.pt")
+    arch, images = f"{tmp_path}/nets.py", torch.rand(2, 3, 2, 2)
+    own, bare = (load_model(str(tmp_path / "x.pt"), arch=f"{arch}:{name}", shape=(3, 2, 2)) for name in ("own", "bare"))
+    assert own.choices == (f"classes: 3 (outputs of {arch}:own)",)
+    assert bare.choices[1] == "names of the tensors: without '0.', which all begin with"
+    assert torch.equal(own.network(images), bare.network(images))
+
+
+def test_a_misfit_below_a_prefix_is_told_without_it(tmp_path: Path) -> None:
+    wrapped = {f"model.{key}": value for key, value in fresh("resnet8").items()}
+    torch.save(wrapped, tmp_path / "resnet20.pt")
+    with pytest.raises(ValueError, match=r"missing layer1.1.conv1.weight, .*closest: resnet8 \(100 %"):
+        load_model(str(tmp_path / "resnet20.pt"))
+
+
+def test_a_path_is_a_source_and_a_module_is_none(tmp_path: Path) -> None:
+    torch.save(fresh("resnet8"), tmp_path / "resnet8.pt")
+    found = load_model(tmp_path / "resnet8.pt")
+    assert found.source == str(tmp_path / "resnet8.pt")
+    with pytest.raises(
+        ValueError, match=r"^a Linear is no checkpoint: save its state_dict\(\) .*--arch file.py:function"
+    ):
+        load_model(nn.Linear(3, 2))  # type: ignore[arg-type]
+
+
+def test_a_network_that_returns_more_than_logits(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "class Two(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.last = nn.Linear(12, 3)\n"
+        "    def forward(self, x):\n"
+        "        return self.last(x.flatten(1)), x\n"
+    )
+    torch.save({"last.weight": torch.ones(3, 12), "last.bias": torch.ones(3)}, tmp_path / "x.pt")
+    arch = f"{tmp_path}/nets.py:Two"
+    with pytest.raises(
+        ValueError, match=r"it returns tuple, not a tensor: its forward must return the logits"
+    ) as caught:
+        load_model(str(tmp_path / "x.pt"), arch=arch, shape=(3, 2, 2))
+    with pytest.raises(ValueError, match=r"its forward must return the logits") as student:
+        build_model(arch, shape=(3, 2, 2), classes=3)
+    assert str(caught.value) == str(student.value)

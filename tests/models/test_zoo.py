@@ -161,7 +161,7 @@ def test_next_smaller() -> None:
         "resnet18": "resnet8",
         "resnet56": "resnet32",
         "resnet20": "resnet8",
-        "resnet8": "resnet8",
+        "resnet8": "lenet5_half",
         "wrn40_2": "wrn28_2",
         "wrn10_2": "wrn10_1",
         "wrn16_1": "wrn10_1",
@@ -178,6 +178,31 @@ def test_next_smaller() -> None:
     assert next_smaller("mlp", (1, 32, 32)) == "lenet5_half"
     assert next_smaller("mlp", (1, 64, 64)) == "resnet8"
     assert next_smaller("resnet20", grey) == "resnet8"
+
+
+def size(name: str, shape: tuple[int, int, int]) -> int:
+    return parameters(build_model(name, shape=shape, classes=10))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64)])
+def test_the_default_student_is_always_smaller(shape: tuple[int, int, int]) -> None:
+    for name in MODELS:
+        if name == "convnet5" and shape[1] < 32:
+            continue
+        none = {28: ["lenet5_half"], 32: ["lenet5_half"], 64: ["resnet8"]}[shape[1]]
+        if name in none:
+            with pytest.raises(ValueError, match="name a student with --student"):
+                next_smaller(name, shape)
+        else:
+            assert size(next_smaller(name, shape), shape) < size(name, shape)
+
+
+def test_a_teacher_smaller_than_ours_asks_for_a_student() -> None:
+    assert next_smaller("resnet8", (3, 32, 32)) == "lenet5_half"
+    assert next_smaller("nets.py:make", (3, 32, 32), than=60_000) == "lenet5_half"
+    assert next_smaller("nets.py:make", (3, 32, 32), than=80_000) == "resnet8"
+    with pytest.raises(ValueError, match=r"fewer parameters than the teacher \(5,000\): name a student with --student"):
+        next_smaller("nets.py:make", (1, 28, 28), than=5000)
 
 
 def test_families_grow_and_names_are_known() -> None:

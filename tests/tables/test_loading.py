@@ -92,6 +92,8 @@ def test_the_hash_follows_what_decides_the_result_and_nothing_else(tmp_path):
         ("threads = 1", "threads = 0", 5, "--threads is 0"),
         ("[rows.start]", "[rows.start]\nmethod = 'blend'", 19, "unknown key 'method' of rows.start"),
         ('method = "blend", inherit = false', 'method = "blen"', 20, "unknown method 'blen'"),
+        ('method = "blend", inherit = false', "", 18, "rows.start: 'start' is no method of train: name its method"),
+        ("[rows.start]", "[rows.nois]\n[rows.start]", 18, "rows.nois: .* no method of train: did you mean noise"),
         ('teacher = "t"', 'teacher = "u"', 13, "unknown teacher 'u'"),
         ("noise = {", "dafl = {", 23, "unknown row 'dafl'"),
         ("[published.a]", "[published.b]", 22, "unknown group 'b'"),
@@ -158,6 +160,24 @@ def test_what_is_wrong_is_named_with_file_and_line(tmp_path, old, new, line, wor
     with pytest.raises(ValueError, match=words) as caught:
         load_table(path)
     assert str(caught.value).startswith(f"{path}:{line}: "), caught.value
+
+
+@pytest.mark.parametrize(
+    ("row", "method"),
+    [
+        ("[rows.dafl]", "dafl"),
+        ("[rows.mine]\noptions = { method = 'dafl' }", "dafl"),
+        ("[rows.mine]\n[cells.a.mine]\nmethod = 'dafl'", "dafl"),
+        ("[rows.mine]\noptions = { source = 'real' }", "blend"),  # the images are no method's
+        ("[rows.default]", "blend"),
+        ("[rows.default]\njob = 'condense'", "frepo"),
+        ("[rows.mine]\njob = 'pretrain'", None),
+    ],
+)
+def test_whose_method_a_row_has(tmp_path, row, method):
+    text = f"title = 'A'\n[groups.a]\noptions = {{ data = 'digits', steps = 1 }}\n{row}\n"
+    (cell,) = load_table(written(tmp_path, text)).cells
+    assert cell.options.get("method") == method
 
 
 def test_what_torch_alone_knows_is_not_refused(tmp_path):

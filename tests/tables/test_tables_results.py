@@ -81,7 +81,9 @@ def test_the_page_shows_mean_spread_difference_failures_and_what_was_not_run(tab
 
 def test_a_result_short_by_more_than_the_tolerance_is_marked(table, tmp_path):
     keep(table, tmp_path / "t", "dafl", 0, 0.8999)
-    assert "| −1.0* |" in "\n".join(render(table, read_results(tmp_path / "t"), tmp_path / "t.md"))
+    page = "\n".join(render(table, read_results(tmp_path / "t"), tmp_path / "t.md"))
+    assert "| −1.0* |" in page
+    assert "A * marks what falls short by more than 1 point and by more than the published spread." in page
 
 
 def test_a_number_of_another_spec_is_a_footnote(table, tmp_path):
