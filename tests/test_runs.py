@@ -358,7 +358,8 @@ def test_force_removes_a_runs_own_files_and_no_others(tmp_path: Path) -> None:
 # What commands write into a run's folder: a condensed set, its card, and its scores as docs/report.md keeps them, too.
 OURS = (
     "result.json", "checkpoint.pt", "checkpoint.previous.pt", ".checkpoint.pt.new", "report.html",
-    "student.safetensors", "condensed.safetensors", "card.md", "evaluation.json", "images/a.png", "tensorboard/events.1",
+    "student.safetensors", "condensed.safetensors", "card.md", "evaluation.json", "images/a.png",
+    "tensorboard/events.1",
 )  # fmt: skip
 
 

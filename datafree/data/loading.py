@@ -40,7 +40,8 @@ class Data:
     def to(self, device: str | torch.device) -> Data:
         """The same on that device."""
         held = (self.x_train, self.y_train, self.x_test, self.y_test)
-        return Data(self.domain, *(None if part is None else part.to(device) for part in held))
+        x_train, y_train, x_test, y_test = (None if part is None else part.to(device) for part in held)
+        return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
 
 
 def load_data(
