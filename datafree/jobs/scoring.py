@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from datafree.runs import SAMPLES, Run, atomic_write, write_json
 
 
 def evaluate(
-    student: str,
+    student: str | os.PathLike[str],
     data: str | None = None,
     *,
     arch: str | None = None,
@@ -50,7 +51,7 @@ def evaluate(
         FileNotFoundError: the data are not there.
     """
     check_teacher_options(teacher, teacher_arch=teacher_arch, teacher_mean=teacher_mean, teacher_std=teacher_std)
-    place = find_device(device)
+    place, student = find_device(device), os.fspath(student)
     # A file that says what images it takes goes before the data; of any other file they decide.
     known = None if _knows_its_images(student) else data
     own = load_teacher(student, arch=arch, data=known, mean=mean, std=std, device=place)

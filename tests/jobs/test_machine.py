@@ -84,7 +84,7 @@ def test_pretraining_writes_a_teacher_that_knows_itself(tmp_path: Path) -> None:
     loaded = datafree.load_teacher(str(tmp_path / "one" / "model.safetensors"))
     assert loaded.domain.name == "digits"
     assert loaded.loaded.arch == "resnet8"
-    assert datafree.evaluate(str(tmp_path / "one" / "model.safetensors"))["accuracy"] == result["accuracy"]
+    assert datafree.evaluate(tmp_path / "one" / "model.safetensors")["accuracy"] == result["accuracy"]
 
     datafree.pretrain(out=tmp_path / "two", **options)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
