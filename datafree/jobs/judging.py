@@ -24,7 +24,6 @@ from datafree.jobs.scoring import check_teacher_options
 from datafree.models import build_model
 from datafree.runs import write_json
 
-ALIASES = {"lenet": "lenet5"}  # the field's short name
 # One network on all real images, for comparison: it is trained once a data set, protocol and network.
 WHOLE_STEPS = 4000
 
@@ -101,8 +100,7 @@ def evaluate_set(
         held = validation_split(held)
     domain = condensed.domain
     held = dataclasses.replace(held, domain=domain)
-    archs = [ALIASES.get(arch, arch) for arch in archs] or [protocol_object.arch]
-    archs = [arch_for(domain) if arch == "auto" else arch for arch in archs]
+    archs = [arch_for(domain) if arch == "auto" else arch for arch in archs or [protocol_object.arch]]
     rate = _rate(condensed, protocol_object, lr)
     left_out = _left_out(condensed, say) if validation else None
     taught = None

@@ -45,7 +45,7 @@ MODELS: dict[str, str] = {
     "mobilenetv2": "datafree.models.mobilenet:mobilenetv2",
 }
 
-ALIASES: dict[str, str] = {"convnet": "convnet3"}
+ALIASES: dict[str, str] = {"convnet": "convnet3", "lenet": "lenet5"}  # the field's short names
 
 # Each from small to large; the first family that holds a smaller member counts.
 FAMILIES: tuple[tuple[str, ...], ...] = (

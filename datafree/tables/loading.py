@@ -101,8 +101,7 @@ KEYS: dict[str, dict[str, Kind]] = {
 TYPES = {int: WHOLE, float: NUMBER, str: TEXT, bool: TRUTH, tuple: NUMBERS}
 # The options that name networks.
 NETWORKS = {"train": ("student", "arch"), "pretrain": ("arch",), "condense": ("arch", "teacher")}
-AUTO = ("auto",)  # what condensing takes besides
-JUDGED = (*AUTO, "lenet")  # and judging: the field's short name for LeNet-5
+AUTO = ("auto",)  # what condensing and judging take besides
 
 
 def load_table(table: str | Path) -> Table:
@@ -234,7 +233,7 @@ class Reader:
     def _check_evaluation(self, held: dict[str, Any], *where: str) -> None:
         self.check_keys(held, "evaluation", *where)
         for arch in held.get("archs", ()):
-            self._check_network(arch, JUDGED, *where, "archs")
+            self._check_network(arch, AUTO, *where, "archs")
 
     def _check_network(self, name: str, besides: tuple[str, ...], *where: str) -> None:
         """Names with a colon are torchvision's, timm's and those of files: torch alone knows whether they exist."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from datafree.models import ALIASES
 from datafree.tables.results import TableResult, current
 from datafree.tables.specs import Cell, Table
 
@@ -157,9 +158,10 @@ def _scores(done: list[dict[str, Any]]) -> dict[str, str]:
     if "random_accuracy_mean" in scores:
         shown["random real"] = f"{100 * scores['random_accuracy_mean']:.1f} ± {100 * scores['random_accuracy_std']:.1f}"
     for arch, each in scores.get("archs", {}).items():
-        shown[arch] = f"{100 * each['accuracy_mean']:.1f} ± {100 * each['accuracy_std']:.1f}"
+        text = f"{100 * each['accuracy_mean']:.1f} ± {100 * each['accuracy_std']:.1f}"
         if "random_accuracy_mean" in each:
-            shown[arch] += f" (random {100 * each['random_accuracy_mean']:.1f})"
+            text += f" (random {100 * each['random_accuracy_mean']:.1f})"
+        shown |= dict.fromkeys((arch, *(short for short, name in ALIASES.items() if name == arch)), text)
     return shown
 
 

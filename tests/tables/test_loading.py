@@ -137,7 +137,7 @@ def test_the_hash_follows_what_decides_the_result_and_nothing_else(tmp_path):
         ("inherit = false", "prior = 0.5", 20, "--prior is 0.5: give a list of numbers"),
         ('student = "lenet5_half"', 'student = "resnot8"', 14, "unknown network 'resnot8': did you mean .*resnet8"),
         ('student = "lenet5_half"', 'student = "auto"', 14, "unknown network 'auto'"),
-        ('student = "lenet5_half" }', 'student = "lenet" }\njob = "pretrain"', 14, "unknown network 'lenet'"),
+        ('student = "lenet5_half" }', 'student = "lennet" }\njob = "pretrain"', 14, "unknown network 'lennet'"),
         ('data = "digits"', 'data = "digit"', 14, "unknown data 'digit': did you mean digits"),
         # Teachers and how they are trained.
         ('arch = "nets.py:make"', "arch = 'resnot8'", 9, "unknown network 'resnot8'"),

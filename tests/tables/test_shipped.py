@@ -98,7 +98,7 @@ def test_no_published_figure_stands_where_no_cell_is(tables: dict[str, Table]) -
 
 def test_presets_networks_and_recipes_exist(tables: dict[str, Table]) -> None:
     """What a cell names is looked up when it is run alone; here it is looked up for all."""
-    known = {*MODELS, *ALIASES, "lenet"}
+    known = {*MODELS, *ALIASES}
     for read in tables.values():
         for cell in read.cells:
             options = cell.options

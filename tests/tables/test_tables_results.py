@@ -10,6 +10,7 @@ import pytest
 
 from datafree.tables import load_table, read_results, render
 from datafree.tables.defaults import defaults_of
+from datafree.tables.rendering import _scores
 from datafree.tables.results import current, make_content, read_result, without_folders
 
 TABLE = """\
@@ -182,3 +183,10 @@ def test_a_speed_table_shows_times_a_piece_and_no_accuracy(tmp_path):
     assert "| method | length | an image made | a student's step | a step with its images | peak |" in page
     assert "| noise | 1,000 steps | 50 ms | 20 ms | 23.2 ms | 900 MB |" in page
     assert r"| dafl | 1,000 steps | failed: loss is NaN \| at step 3 |" in page
+
+
+def test_a_network_has_a_column_by_its_short_name_too() -> None:
+    scored = {"accuracy_mean": 0.5, "accuracy_std": 0.01, "random_accuracy_mean": 0.4}
+    shown = _scores([{"scores": {"seconds": 1.0, "archs": {"lenet5": scored, "mlp": scored}}}])
+    assert shown["lenet"] == shown["lenet5"] == "50.0 ± 1.0 (random 40.0)"
+    assert set(shown) == {"scored", "lenet", "lenet5", "mlp"}
