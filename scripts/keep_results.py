@@ -2,11 +2,13 @@
 
 python scripts/keep_results.py [RESULTS]    # RESULTS: the --out of datafree reproduce; without it only renders
 
-Renders benchmarks/README.md and the table between the markers in README.md. tests/test_results.py compares them.
+Renders benchmarks/README.md, the table between the markers in README.md, and what the methods' pages take from results
+(`method_pages.py`). tests/test_results.py compares them.
 """
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -100,6 +102,7 @@ def main(arguments: list[str]) -> None:
             print(path.relative_to(ROOT))
     PAGE.write_text(page(), encoding="utf-8")
     README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")
+    runpy.run_path(str(Path(__file__).with_name("method_pages.py")), run_name="__main__")
 
 
 if __name__ == "__main__":

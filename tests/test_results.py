@@ -52,6 +52,22 @@ def test_the_page_of_tables_shows_the_result_files():
     assert load_script().page() == page
 
 
+PAGES = load_script("method_pages").pages()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_methods_pages_show_the_code_and_the_result_files(page):
+    text = page.read_text(encoding="utf-8")
+    assert load_script("method_pages").rendered(page, PAGES[page], text) == text
+
+
+def test_every_method_has_a_page_with_its_flags():
+    assert {name for names in PAGES.values() for name in names} == {*synthesis.METHODS, *condensation.METHODS}
+    flags = load_script("method_pages").flags("blend")
+    assert flags[2].startswith("| `--")
+    assert any(line.startswith("| `--lr` | ") for line in flags)
+
+
 def test_every_method_has_a_row():
     rows = {cell.row for cell in load_table("data-free-cpu").cells}
     assert rows >= set(synthesis.METHODS)
