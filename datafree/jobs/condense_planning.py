@@ -26,10 +26,11 @@ from datafree.data.whitening import Whitening
 from datafree.domain import Domain, make_domain
 from datafree.evaluation.cost import multiply_adds, parameters
 from datafree.evaluation.protocols import arch_for
+from datafree.jobs.filling import method_options
 from datafree.jobs.idle import CONDENSE, check_idle
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast
-from datafree.jobs.planning import _absolute, _absolute_data, method_options
+from datafree.jobs.paths import absolute, absolute_data
 from datafree.models import build_model
 from datafree.runs import environment
 from datafree.training import Clock
@@ -148,7 +149,7 @@ def condense_plan(
     assert data.y_train is not None
     domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
     choices: list[str] = []
-    arch = _absolute(config.arch) or ""
+    arch = absolute(config.arch) or ""
     if arch == "auto":
         arch = arch_for(domain)
         choices.append(f"networks: {arch} (by the size of the images; --arch names others)")
@@ -179,7 +180,7 @@ def condense_plan(
         length["ipc"] = IPC
         choices.append(f"images: {IPC} a class (--ipc or --images sets another number)")
     if named:
-        length["data"] = _absolute_data(config.data)
+        length["data"] = absolute_data(config.data)
     config = dataclasses.replace(config, **{**values, **asked}, **length, arch=arch, mean=domain.mean, std=domain.std)
     method_config, teacher_file = _own_files(method_config, domain, choices)
     assert config.factor is not None
@@ -214,7 +215,7 @@ def _own_files(method_config: Any, domain: Domain, choices: list[str]) -> tuple[
     teacher, arch = options.get("teacher", ""), options.get("teacher_arch")
     given = is_checkpoint(teacher)
     paths = {"teacher": given, "expert_folder": True}
-    options = {name: _absolute(value, is_path=paths.get(name, False)) for name, value in options.items()}
+    options = {name: absolute(value, is_path=paths.get(name, False)) for name, value in options.items()}
     method_config = dataclasses.replace(method_config, **options)
     if not given:
         if arch is not None:

@@ -24,7 +24,7 @@ from datafree.evaluation.cost import multiply_adds, parameters
 from datafree.jobs.fresh import fresh_run
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
-from datafree.jobs.planning import _absolute, _absolute_data
+from datafree.jobs.paths import absolute, absolute_data
 from datafree.jobs.session import LOG_SECONDS, Interrupted, interruptible
 from datafree.models import build_model
 from datafree.runs import Run, atomic_write, environment, peak_rss_mb, save_network, write_json
@@ -194,7 +194,7 @@ def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
     if data.x_train is None:
         raise ValueError(f"{config.data} has no training split: give data that has one")
     domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
-    config = replace(config, {"data": _absolute_data(config.data), "arch": _absolute(config.arch)})
+    config = replace(config, {"data": absolute_data(config.data), "arch": absolute(config.arch)})
     assert config.batch_size is not None
     seed_all(config.seed)
     rng = torch.Generator(device).manual_seed(config.seed)

@@ -23,7 +23,7 @@ SPECS: dict[str, Any] = {"train": synthesis.method_spec, "condense": condensatio
 CLASS_DEFAULTS = ("LOOP", "FEW_IMAGES", "STUDENT", "WITHOUT_STATISTICS")
 JOBS_FOLDER = Path(__file__).parent.parent / "jobs"
 JOB_DEFAULTS = {
-    "train": ("planning.py", ("WITHOUT_NORM", "RATE_BATCH", "RATES")),
+    "train": ("filling.py", ("WITHOUT_NORM", "RATE_BATCH", "RATES")),
     "condense": ("condense_planning.py", ("DEFAULTS", "FEW")),
     "pretrain": ("pretraining.py", ("DEFAULTS",)),
 }

@@ -9,8 +9,8 @@ import pytest
 from datafree.condensation import load_method as load_condenser
 from datafree.config import CondenseConfig, TrainConfig, fields_of
 from datafree.jobs.condense_planning import check_read
+from datafree.jobs.filling import method_options
 from datafree.jobs.idle import CONDENSE, METHOD, TRAIN, check_idle
-from datafree.jobs.planning import method_options
 from datafree.synthesis import METHODS, load_method
 
 
