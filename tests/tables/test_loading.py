@@ -9,7 +9,8 @@ import pytest
 from datafree.config import fields_of, light_config
 from datafree.tables import find_tables, load_table
 from datafree.tables.defaults import JOBS
-from datafree.tables.loading import METHODS, TYPES
+from datafree.tables.kinds import TYPES
+from datafree.tables.loading import METHODS
 from datafree.tables.specs import with_budget
 
 SMALL = """\
