@@ -204,7 +204,7 @@ class UsualCMI:
         self.source, self.calls = copy.deepcopy(ours.method.imaging.generator), 0
         contrast = ours.method.contrast
         self.head, self.pairs = copy.deepcopy(contrast.head), contrast.pairs.clone()
-        self.head_adam = torch.optim.Adam(self.head.parameters(), self.config.generator_lr, betas=BETAS)
+        self.head_adam = torch.optim.Adam(self.head.parameters(), self.config.generator_lr)
 
     def call(self) -> Result:
         config, judges = self.config, self.judges

@@ -214,7 +214,7 @@ def test_a_killed_pretraining_goes_on(cli: Cli, tmp_path: Path, monkeypatch: pyt
     assert cli("pretrain", *short, "--out", "net", "-q").status == 130
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    refused(cli("train", "--resume", "--out", "net"), "net/run.json is of a pretrain run")
+    refused(cli("train", "--resume", "--out", "net"), "resume it with datafree pretrain --resume")
     answer = cli("pretrain", "--resume", "--out", "net")
     assert answer.status == 0, answer
     assert "going on from step 3" in answer.err

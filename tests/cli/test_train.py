@@ -19,6 +19,8 @@ from datafree.runs import Run
 
 Cli = Callable[..., Any]
 Short = tuple[object, ...]
+# Nothing that a teacher without batch norm would be warned of, and nothing in its place.
+PLAIN = ("--bn", 0, "--shapes", 0, "--student-steps", 20)
 
 RESULT_KEYS = {
     "teacher_accuracy", "student_accuracy", "agreement", "kl", "images", "synthesis_seconds", "distillation_seconds",
@@ -112,7 +114,7 @@ def test_a_run_writes_what_it_promises(cli: Cli, teacher: Path, short: Short, tm
 
 
 def test_quiet_says_nothing(cli: Cli, teacher: Path, short: Short, tmp_path: Path) -> None:
-    answer = cli("train", "--teacher", teacher, *short, "--bn", 0, "-q")
+    answer = cli("train", "--teacher", teacher, *short, *PLAIN, "-q")
     assert (answer.status, answer.out, answer.err) == (0, "", "")
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["train-blend-1"]
     assert cli("pretrain", "--steps", 2, "--out", "net", "-q").out == ""
@@ -243,7 +245,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(
         monkeypatch.setattr(os, "fsync", limited)
     else:
         monkeypatch.setattr(Run, "start_log", start_full)
-    wanted = ("--bn", 0, "--checkpoint-every", 1e-6 if what == "checkpoint" else 60, "--out", "run", "-q")
+    wanted = (*PLAIN, "--checkpoint-every", 1e-6 if what == "checkpoint" else 60, "--out", "run", "-q")
     answer = cli("train", "--teacher", teacher, *short, *wanted)
     assert answer.status == 2
     assert answer.out == ""

@@ -44,7 +44,7 @@ def test_weights_in_the_cache(cache: Path) -> None:
     assert load_model("torchvision:resnet18", shape=(3, 96, 64)).shape == (3, 96, 64)
     for options, message in (
         ({"classes": 10}, "has 1000 classes"),
-        ({"shape": (1, 28, 28)}, "takes images of 3 channels, not 1"),
+        ({"shape": (1, 28, 28)}, "takes 3 channels, not 1: give data"),
         ({"arch": "resnet18"}, "has its own architecture"),
     ):
         with pytest.raises(ValueError, match=message):
