@@ -19,7 +19,6 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from datafree import losses, parallel
 from datafree.condensation.networks import augmented_pairs, embed_layers, mixes
@@ -27,7 +26,7 @@ from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import RealBatch, not_negative, positive
 from datafree.data.tensors import to_float
-from datafree.evaluation.networks import forward_of, fusible, part_size
+from datafree.evaluation.networks import add_gradients, forward_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +144,7 @@ class CAFE:
         optimizer = torch.optim.SGD(network.parameters(), self.NET_RATE)
         order = torch.randperm(len(images), generator=setting.rng, device=setting.device)
         for rows in torch.split(order, self.BATCH):
-            batch = setting.augment_each(images[rows])
-            size = part_size(batch) if fusible(network) else len(batch)
-            for part, wanted in zip(torch.split(batch, size), torch.split(targets[rows], size), strict=True):
-                loss = F.cross_entropy(forward(part), wanted, reduction="sum") / len(batch)
-                torch.autograd.backward(loss)
+            add_gradients(network, forward, setting.augment_each(images[rows]), targets[rows])
             optimizer.step()
             optimizer.zero_grad()
 

@@ -26,7 +26,7 @@ from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datafree.condensation.second_order import constant_conv, first_block, norm_relu_pool
-from datafree.evaluation.networks import forward_of, fusible, part_size
+from datafree.evaluation.networks import add_gradients, forward_of, fusible, part_size
 from datafree.losses.precision import raised
 from datafree.models.convnet import ConvNet
 from datafree.models.fused import FOLD_AT_MOST
@@ -97,11 +97,7 @@ def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Ten
         targets: class numbers (N,), or logits (N, classes).
     """
     soft = targets.softmax(1) if targets.is_floating_point() else targets
-    forward = forward_of(network, _precision(images))
-    size = part_size(images) if fusible(network) else len(images)
-    for part, wanted in zip(torch.split(images, size), torch.split(soft, size), strict=True):
-        loss = F.cross_entropy(forward(part), wanted, reduction="sum") / len(images)
-        torch.autograd.backward(loss)
+    add_gradients(network, forward_of(network, _precision(images)), images, soft)
     optimizer.step()
     optimizer.zero_grad()
 

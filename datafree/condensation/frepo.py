@@ -26,7 +26,7 @@ from datafree.condensation.networks import embed
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import positive
-from datafree.evaluation.networks import forward_of, fusible, part_size
+from datafree.evaluation.networks import add_gradients, forward_of
 from datafree.losses.precision import raised
 
 
@@ -129,10 +129,7 @@ class FRePo:
             images, labels = images[rows], labels[rows]
         forward = forward_of(network, setting.precision)
         images = images.contiguous(memory_format=torch.channels_last)
-        size = part_size(images) if fusible(network) else len(images)
-        for part, wanted in zip(torch.split(images, size), torch.split(labels, size), strict=True):
-            error = (raised(forward(part)) - wanted).square().sum() / (2 * len(images))
-            torch.autograd.backward(error)
+        add_gradients(network, forward, images, labels, _squared_errors)
         self.optimizers[index].step()
         self.optimizers[index].zero_grad()
 
@@ -148,6 +145,10 @@ class FRePo:
     def _draw(self) -> int:
         setting = self.setting
         return int(torch.randint(setting.net_pool, (), generator=setting.rng, device=setting.device))
+
+
+def _squared_errors(given: Tensor, wanted: Tensor) -> Tensor:
+    return (raised(given) - wanted).square().sum() / 2
 
 
 LEAST = 1e-4  # probability, so that its logarithm is finite

@@ -17,7 +17,7 @@ from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.data.mixing import cutmix, mix_labels
 from datafree.evaluation.cost import multiply_adds
-from datafree.evaluation.networks import forward_of, fusible, part_size
+from datafree.evaluation.networks import add_gradients, forward_of, fusible, part_size
 from datafree.losses.precision import raised
 from datafree.models.convnet import ConvNet
 from datafree.models.fused import fused_features
@@ -287,11 +287,7 @@ class Networks:
         forward = forward_of(network, setting.precision)
         for _ in range(steps):
             images, labels = self._batch()
-            images = images.contiguous(memory_format=torch.channels_last)
-            size = part_size(images) if fusible(network) else len(images)
-            for part, wanted in zip(torch.split(images, size), torch.split(labels, size), strict=True):
-                loss = F.cross_entropy(forward(part), wanted, reduction="sum") / len(images)
-                torch.autograd.backward(loss)
+            add_gradients(network, forward, images.contiguous(memory_format=torch.channels_last), labels)
             self.optimizers[index].step()
             self.optimizers[index].zero_grad()
             self.ages[index] += 1

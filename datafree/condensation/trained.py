@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datafree import parallel
@@ -28,7 +27,7 @@ from datafree.condensation.setting import Setting
 from datafree.data.tensors import augment, to_float
 from datafree.domain import Domain
 from datafree.evaluation.cost import multiply_adds
-from datafree.evaluation.networks import forward_of, fusible, part_size
+from datafree.evaluation.networks import add_gradients, forward_of
 from datafree.models import Loaded, build_model, load_model, model_names
 from datafree.models.build import is_file_arch
 from datafree.models.checkpoint import SUFFIXES
@@ -196,11 +195,7 @@ def train(network: nn.Module, setting: Setting, recipe: Recipe, rng: torch.Gener
             order = torch.randperm(len(real.x), generator=rng, device=real.x.device)
         rows, order = order[:size], order[size:]
         images = augment(to_float(real.x[rows]), rng, pad=pad, flip=domain.flip)
-        images = images.contiguous(memory_format=torch.channels_last)
-        part = part_size(images) if fusible(network) else size
-        for some, labels in zip(torch.split(images, part), torch.split(real.y[rows], part), strict=True):
-            loss = F.cross_entropy(forward(some), labels, reduction="sum") / size
-            torch.autograd.backward(loss)
+        add_gradients(network, forward, images.contiguous(memory_format=torch.channels_last), real.y[rows])
         optimizer.param_groups[0]["lr"] = recipe.lr * cosine(step / recipe.steps)
         optimizer.step()
         optimizer.zero_grad()

@@ -159,18 +159,41 @@ def part_size(images: Tensor) -> int:
 
 def _stepper(network: nn.Module, precision: str) -> Callable[[Tensor, Tensor, float], Tensor]:
     """Makes the function that adds a batch's gradients to the parameters and returns its loss."""
-    forward, parted = forward_of(network, precision), fusible(network)
+    forward = forward_of(network, precision)
 
     def step(images: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        size = part_size(images) if parted else len(images)
-        total = torch.zeros((), device=images.device)
-        for part, wanted in zip(torch.split(images, size), torch.split(targets, size), strict=True):
-            loss = F.cross_entropy(forward(part) / temperature, wanted, reduction="sum") / len(images)
-            torch.autograd.backward(loss)
-            total = total + loss.detach()
-        return total
+        return add_gradients(network, lambda part: forward(part) / temperature, images, targets)
 
     return step
+
+
+def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def add_gradients(
+    network: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    targets: Tensor,
+    losses: Callable[[Tensor, Tensor], Tensor] = _cross_entropies,
+) -> Tensor:
+    """Adds the gradients of a batch's mean loss to the parameters, part by part where the passes are fused; the loss.
+
+    Args:
+        network: whose passes they are.
+        forward: from images (N, C, H, W) to logits (`forward_of`).
+        images: (N, C, H, W).
+        targets: class numbers (N,), probabilities or what `losses` takes, (N, ...).
+        losses: the sum over images of their losses, of logits and targets.
+    """
+    size = part_size(images) if fusible(network) else len(images)
+    total = torch.zeros((), device=images.device)
+    for part, wanted in zip(torch.split(images, size), torch.split(targets, size), strict=True):
+        loss = losses(forward(part), wanted) / len(images)
+        torch.autograd.backward(loss)
+        total = total + loss.detach()
+    return total
 
 
 def _augmented(
