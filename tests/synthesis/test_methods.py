@@ -87,6 +87,16 @@ def build(name: str, at: Setting, **values: Any) -> Any:
     return method(at, method.Config(**{k: v for k, v in {**NARROW, **values}.items() if k in known}))
 
 
+# Each method with each of its feeds; without the option it has one.
+FED = [
+    (name, feed)
+    for name in METHODS
+    for feed in (
+        ("bank", "fresh", "last") if any(f.name == "feed" for f in fields_of(load_method(name).Config)) else [""]
+    )
+]
+
+
 def hooks(module: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
@@ -122,8 +132,7 @@ def test_a_method_has_what_the_trainer_needs(name: str) -> None:
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("feed", ["bank", "fresh", "last"])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(("name", "feed"), FED)
 def test_samples_are_images(name: str, domain: str, feed: str) -> None:
     at = setting(DOMAINS[domain])
     method = build(name, at, feed=feed)
@@ -194,8 +203,7 @@ def test_an_update_moves_every_weight_of_the_generator(name: str) -> None:
     assert not any(p.grad is not None and p.grad.any() for p in method.imaging.generator.parameters())
 
 
-@pytest.mark.parametrize("feed", ["bank", "fresh", "last"])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(("name", "feed"), FED)
 def test_six_rounds_are_three_and_three_bit_for_bit(name: str, feed: str) -> None:
     def rounds(method: Any, count: int) -> list[Tensor]:
         drawn = []
