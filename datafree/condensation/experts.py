@@ -21,7 +21,6 @@ import time
 import zlib
 from collections import deque
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +30,18 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datafree import parallel
-from datafree.condensation.setting import Setting
+from datafree.condensation.setting import Setting, operations_a_second
 from datafree.condensation.unrolling import Forward, flat, quick
 from datafree.config import TrajectoryOptions
 from datafree.data.tensors import to_float
-from datafree.data.whitening import Whitening
+from datafree.data.whitening import EPS
 from datafree.evaluation.cost import multiply_adds
 from datafree.runs import atomic_write, write_json
 
 FORMAT = 1
 INDEX = "index.json"
-# Operations a second that experts' lengths are scaled with. Fixed, so that equal runs find equal experts.
-SPEED = {"cpu": 1e11}
-FAST = 5e12
 STEP_IMAGES = 500  # what a run whose length is in steps may spend on experts, a step
 RECORDS = 24  # of an expert, where nothing else is said
-EPS: float = signature(Whitening.fit).parameters["eps"].default  # that of every run's whitening
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +78,7 @@ def scaled_recipe(setting: Setting, options: TrajectoryOptions) -> Recipe:
     rest: dict[str, Any] = {"lr": options.expert_lr, "batch_size": batch, "rho": options.expert_rho}
     if setting.clock.seconds is not None:
         operations = 6 * multiply_adds(empty_network(setting), setting.domain.shape) * (2 if options.expert_rho else 1)
-        images = setting.clock.seconds * SPEED.get(setting.device.type, FAST) / operations
+        images = setting.clock.seconds * operations_a_second(setting.device) / operations
     else:
         images = float(STEP_IMAGES * (setting.clock.steps or 0))
     total = max(32, int(images / batch))  # steps of all experts

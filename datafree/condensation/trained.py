@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from datafree import parallel
 from datafree.condensation.networks import embed
-from datafree.condensation.setting import Setting
+from datafree.condensation.setting import Setting, operations_a_second
 from datafree.data.tensors import augment, to_float
 from datafree.domain import Domain
 from datafree.evaluation.cost import multiply_adds
@@ -37,9 +37,6 @@ from datafree.training import cosine
 
 SHARE = 0.15  # of a run's time that one network may take
 SELECTION_SECONDS = 600.0  # the length that selections are scaled to, which have none of their own
-# Operations a second that the rule counts on: a core that is not idle, any GPU.
-SPEED = {"cpu": 1e11}
-GPU_SPEED = 5e12
 EPOCHS = 20  # no network is trained longer
 FEWEST = 10  # steps
 # Chosen among .01 to .2 on validation splits of digits and Fashion-MNIST.
@@ -170,7 +167,7 @@ def training_steps(setting: Setting, macs: int, *, selecting: bool = False) -> i
     else:
         seconds = clock.seconds or SELECTION_SECONDS
         operations = 6 * macs * size  # two a multiply-add, forward once and backward twice
-        wanted = SHARE * seconds * SPEED.get(setting.device.type, GPU_SPEED) / operations
+        wanted = SHARE * seconds * operations_a_second(setting.device) / operations
     most = math.ceil(EPOCHS * len(setting.real.x) / size)
     return max(FEWEST, min(most, int(wanted)))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datafree.losses.precision import raised
 
+EPS = 0.1  # that of every run's whitening
 _CHUNK = 4096  # images at a time in float64: 100 MB of 3 x 32 x 32
 
 
@@ -28,7 +29,7 @@ class Whitening(NamedTuple):
     inverse: Tensor
 
     @classmethod
-    def fit(cls, images: Tensor, eps: float = 0.1) -> Whitening:
+    def fit(cls, images: Tensor, eps: float = EPS) -> Whitening:
         """The whitening of training images (N, C, H, W) in [0, 1], computed in float64, given back in their type.
 
         The covariance is divided by N - 1; `eps` > 0 is added to its eigenvalues. Half types are raised to float32. For
