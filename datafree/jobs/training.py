@@ -156,7 +156,7 @@ def _execute(plan: Plan, run: Run, state: Mapping[str, Any] | None, say: Say, sh
         session = Session(plan, run, show, stop)
         if state is not None:
             session.load_state_dict(state)
-        if state is None:
+        if state is None and plan.config.teacher is not None:  # the embedded one's accuracy has just been said
             session.try_teacher(say)
         if session.main:
             run.start_log(int(state["metrics_bytes"]) if state else 0, session.clock.step)
