@@ -1,9 +1,15 @@
 """How fast the methods are, and how much faster than the same arithmetic done the usual way. Prints JSON.
 
+    python scripts/speed.py                  one step of every data-free method; with --baseline dfq the usual way too
+    python scripts/speed.py --inner          inner loops of fast, cmi, nayer, deepinversion beside the usual way
+    python scripts/speed.py --condensation   dm, dc, mtt and the evaluation of a set beside the usual way
+
+A call runs one of these parts. All take --methods, --precision, --repeats and --threads; --inner --help and
+--condensation --help show what else theirs take and what they print (speed_inversion.py, speed_condensation.py).
+The first part, for instance:
+
     python scripts/speed.py --methods dfq,dafl --pairs wrn16_1:resnet8,resnet20:resnet8 --precision 32,bf16
     python scripts/speed.py --methods dfq --baseline
-    python scripts/speed.py --inner --methods fast,cmi,nayer,deepinversion  # their inner loops: speed_inversion.py
-    python scripts/speed.py --condensation --methods dm,dc,evaluate,mtt     # condensation: speed_condensation.py
 
 A pair is TEACHER:STUDENT, both untrained, on 3x32x32 images with 10 classes, on the CPU. Every case has a fresh
 process, so that its peak memory is its own. Times are milliseconds, medians over the repeats after a warm-up:
@@ -15,7 +21,7 @@ process, so that its peak memory is its own. Times are milliseconds, medians ove
     cpu                 the same by processor time, which other programs disturb less
     peak_memory_mb      largest resident memory of the process, libraries included (10^6 bytes)
 
-`--baseline` times rounds of dfq (one generator step, five student steps) beside the usual way, which stands in this
+--baseline times rounds of dfq (one generator step, five student steps) beside the usual way, which stands in this
 file. All variants run in one process and take turns, and every ratio is the median of the ratios within a turn, so that
 a machine whose speed wavers does not spoil them.
 """
@@ -25,13 +31,11 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
-import runpy
-import statistics
-import subprocess
+import importlib
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +44,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree import losses
-from datafree.config import MachineConfig, TrainConfig
+from datafree.config import TrainConfig
 from datafree.distillation import Alternation
 from datafree.domain import DOMAINS
 from datafree.generators.convolutional import Generator
-from datafree.jobs.machine import autocast, prepare
+from datafree.jobs.machine import autocast
 from datafree.losses import CRITERIA, Statistics
-from datafree.models import build_model, model_names
-from datafree.runs import environment, peak_rss_mb
+from datafree.models import build_model
+from datafree.runs import peak_rss_mb
 from datafree.synthesis import METHODS, load_method
 from datafree.synthesis.setting import Setting
 from datafree.teacher import Normalised, Teacher
 from datafree.training import Clock, Trainer
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts find one another as scripts.NAME
+from scripts import timing
+from scripts.timing import CPU, PROCESSOR, WALL
+
 DOMAIN = DOMAINS["cifar10"]
-CPU = torch.device("cpu")
 STUDENT_STEPS = 5  # of the compared round; it has one generator step
+PARTS = {"--inner": "speed_inversion", "--condensation": "speed_condensation"}  # flag -> the script that runs instead
 LR = 1e-3  # of the student; untrained networks are to stay finite
 DESCRIPTION = (
     "the same terms and networks in float32, contiguous (NCHW); a generator of nearest-neighbour upsampling and 3x3 "
@@ -96,6 +104,18 @@ def textbook_statistics(norm: nn.Module, x: Tensor) -> Statistics:
     return Statistics(x.mean((0, 2, 3)), rows.var(1, correction=0), norm.running_mean, norm.running_var)
 
 
+@contextmanager
+def watched(teacher: nn.Module, observe: Callable[[nn.Module, tuple[Tensor, ...]], None]) -> Iterator[None]:
+    """Inside, `observe` sees every batch norm and its inputs before it acts."""
+    norms = [module for module in teacher.modules() if isinstance(module, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(observe) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class Ours:
     """A method with its student, as `datafree train` runs them."""
 
@@ -116,13 +136,9 @@ class Ours:
         known = {field.name for field in dataclasses.fields(kind.Config)}
         options = {"warmup": 0, **options}
         self.method = kind(setting, kind.Config(**{k: v for k, v in options.items() if k in known}))
-        chosen = {**kind.STUDENT, "lr": LR}
-        config = TrainConfig(
-            optimizer=chosen["optimizer"],
-            lr=LR,
-            weight_decay=chosen["weight_decay"],
-            gradient_clip=chosen.get("gradient_clip"),
-        )
+        chosen = kind.STUDENT
+        optimizer, decay, clip = chosen["optimizer"], chosen["weight_decay"], chosen.get("gradient_clip")
+        config = TrainConfig(optimizer=optimizer, lr=LR, weight_decay=decay, gradient_clip=clip)
         self.trainer = Trainer(self.student, config)
         self.criterion, self.temperature = chosen["criterion"], chosen["temperature"]
         self.alternation = Alternation(
@@ -175,11 +191,8 @@ class Usual:
         def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             seen.append(textbook_statistics(norm, inputs[0]))
 
-        norms = [module for module in self.teacher.modules() if isinstance(module, nn.BatchNorm2d)]
-        hooks = [norm.register_forward_pre_hook(observe) for norm in norms]
-        teacher = self.teacher(images)
-        for hook in hooks:
-            hook.remove()
+        with watched(self.teacher, observe):
+            teacher = self.teacher(images)
         self.student.eval()
         student = self.student(images)
         self.student.train()
@@ -204,13 +217,6 @@ class Usual:
         self.sgd.step()
 
 
-def times(act: Callable[[], object]) -> tuple[float, float]:
-    """Milliseconds by the wall clock and by the processor's."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    act()
-    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
-
-
 def measure_case(
     method: str, pair: tuple[str, str], precision: str, *, batch: int, width: int, repeats: int
 ) -> dict[str, Any]:
@@ -218,13 +224,12 @@ def measure_case(
     ours = Ours(method, pair, batch=batch, generator_width=width)
     ours.update(precision)
     ours.student_step(precision)
-    updates, steps = [], []
-    for _ in range(repeats):
-        updates.append(times(lambda: ours.update(precision)))
-        steps.append(times(lambda: ours.student_step(precision)))
+    turns = timing.take_turns(
+        {"update": lambda: ours.update(precision), "step": lambda: ours.student_step(precision)}, repeats
+    )
     wall, cpu = (
-        parts(ours.method, statistics.median(update), statistics.median(step), batch)
-        for update, step in zip(zip(*updates, strict=True), zip(*steps, strict=True), strict=True)
+        parts(ours.method, timing.median(turns, "update", clock), timing.median(turns, "step", clock), batch)
+        for clock in (WALL, PROCESSOR)
     )
     case = {"method": method, "teacher": pair[0], "student": pair[1], "precision": precision}
     return {**case, **wall, "cpu": cpu, "peak_memory_mb": peak_rss_mb()}
@@ -253,44 +258,36 @@ def compare(
         return Ours("dfq", pair, batch=batch, augmented=False, **options)
 
     fresh, kept = Usual(make()), Usual(make())
-
-    def usual() -> None:
-        fresh.update()
-        for _ in range(STUDENT_STEPS):
-            fresh.student_step(None)
-
-    def usual_kept() -> None:
-        images = kept.update()[1]
-        for _ in range(STUDENT_STEPS):
-            kept.student_step(images)
-
-    def our_round(ours: Ours, precision: str) -> Callable[[], None]:
-        def act() -> None:
-            ours.update(precision)
-            for _ in range(STUDENT_STEPS):
-                ours.student_step(precision)
-
-        return act
-
     difference = differences(make())
-    rounds: dict[str, Callable[[], None]] = {"usual": usual, "usual_kept": usual_kept}
-    rounds.update({f"ours_{precision}": our_round(make(), precision) for precision in precisions})
+    rounds: dict[str, Callable[[], None]] = {
+        "usual": partial(usual_round, fresh, kept=False),
+        "usual_kept": partial(usual_round, kept, kept=True),
+        **{name: partial(our_round, make(), precision) for name, precision in timing.ours(precisions).items()},
+    }
     for act in rounds.values():
         act()
-    turns = [{name: times(act)[0] for name, act in rounds.items()} for _ in range(repeats)]
-
-    def ratio(slow: str, quick: str) -> float:
-        return round(statistics.median(turn[slow] / turn[quick] for turn in turns), 3)
-
-    ours = [f"ours_{precision}" for precision in precisions]
+    turns = timing.take_turns(rounds, repeats)
     return {
         "teacher": pair[0],
         "student": pair[1],
-        "round_ms": {name: round(statistics.median(turn[name] for turn in turns), 1) for name in rounds},
-        "speedup": {name: ratio("usual", name) for name in ours},
-        "speedup_over_kept": {name: ratio("usual_kept", name) for name in ours},
+        "round_ms": timing.medians(turns, WALL),
+        "speedup": timing.ratios(turns, "usual", WALL, digits=3),
+        "speedup_over_kept": timing.ratios(turns, "usual_kept", WALL, digits=3),
         "difference": difference,
     }
+
+
+def our_round(ours: Ours, precision: str) -> None:
+    ours.update(precision)
+    for _ in range(STUDENT_STEPS):
+        ours.student_step(precision)
+
+
+def usual_round(usual: Usual, *, kept: bool) -> None:
+    """Shows the student the generator step's images where they are kept, else new ones at every step."""
+    _, images = usual.update()
+    for _ in range(STUDENT_STEPS):
+        usual.student_step(images if kept else None)
 
 
 def differences(ours: Ours) -> dict[str, float]:
@@ -315,91 +312,48 @@ def differences(ours: Ours) -> dict[str, float]:
     }
 
 
-def options(about: str, methods: Sequence[str]) -> argparse.ArgumentParser:
-    """The flags that all timings of data-free methods have."""
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--methods", default=",".join(methods), help="default: %(default)s")
-    parser.add_argument("--pairs", default="wrn16_1:resnet8", help="TEACHER:STUDENT,...; default: %(default)s")
-    parser.add_argument("--batch", type=int, default=64, help="images a step; default: %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--precision", default="32,bf16", help="default: %(default)s")
-    parser.add_argument("--width", type=int, default=64, help="channels of the generator; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=9, help="measurements a case; default: %(default)s")
-    parser.add_argument("--case", help=argparse.SUPPRESS)  # one case as JSON: what a child process measures
+def add_parts(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    group = parser.add_mutually_exclusive_group()
+    for flag, script in PARTS.items():
+        about = f"instead: {script}.py; its flags: {flag} --help"
+        group.add_argument(flag, dest="part", action="store_const", const=script, help=about)
     return parser
 
 
-def checked(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, methods: Sequence[str]
-) -> argparse.Namespace:
-    """The parsed flags; what is not known, or below 1, ends the program with a line."""
-    args = parser.parse_args(arguments)
-    args.methods, args.precision = args.methods.split(","), args.precision.split(",")
-    args.pairs = [tuple(pair.split(":")) for pair in args.pairs.split(",")]
-    for name, value in vars(args).items():
-        if isinstance(value, int) and value < 1 and not isinstance(value, bool):
-            parser.error(f"--{name} is {value}: give 1 or more")
-    for given, known, flag in (
-        (args.methods, list(methods), "--methods"),
-        (args.precision, ["32", "bf16"], "--precision"),
-        ([name for pair in args.pairs for name in pair], list(model_names()), "--pairs"),
-    ):
-        if unknown := [name for name in given if name not in known]:
-            parser.error(f"{flag}: {unknown[0]!r} is unknown: take one of {', '.join(known)}")
-    if any(len(pair) != 2 for pair in args.pairs):
-        parser.error("--pairs: give TEACHER:STUDENT, such as wrn16_1:resnet8")
-    return args
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = options("Times the methods on the CPU and prints JSON.", list(METHODS))
+    parser = add_parts(timing.common_flags(__doc__, list(METHODS), repeats=9))
+    timing.pair_flags(parser)
     parser.add_argument("--baseline", action="store_true", help="also time the usual way and print the ratios")
-    parser.add_argument("--inner", action="store_true", help="instead: see --inner --help")
-    parser.add_argument("--condensation", action="store_true", help="instead: see --condensation --help")
-    return checked(parser, arguments, list(METHODS))
+    return parser.parse_args(arguments)
 
 
-def in_child(case: Mapping[str, Any], threads: int, *flags: str) -> dict[str, Any]:
-    """The case measured in a process of its own, by the part of this script that the flags ask for."""
-    print(json.dumps(case), file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, *flags, "--threads", str(threads), "--case", json.dumps(case)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def measure(**case: Any) -> dict[str, Any]:
+    return measure_case(**case) if "method" in case else compare(**case)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse(arguments)
-    prepare(MachineConfig(device="cpu", threads=args.threads))
-    if args.case is not None:
-        case = json.loads(args.case)
-        act: Callable[..., dict[str, Any]] = measure_case if "method" in case else compare
-        print(json.dumps(act(**case)))
-        return
+def report(args: argparse.Namespace) -> dict[str, Any]:
     common = {"batch": args.batch, "width": args.width, "repeats": args.repeats}
+    measured = partial(timing.in_child, __file__, threads=args.threads)
     cases = [
-        {"method": method, "pair": pair, "precision": precision, **common}
+        measured({"method": method, "pair": pair, "precision": precision, **common})
         for pair in args.pairs
         for method in args.methods
         for precision in args.precision
     ]
-    report: dict[str, Any] = {
-        **environment(CPU),
-        "settings": {"shape": DOMAIN.shape, "threads": args.threads, **common},
-        "cases": [in_child(case, args.threads) for case in cases],
-    }
-    if args.baseline:
-        compared = [
-            in_child({"pair": pair, "precisions": args.precision, **common}, args.threads) for pair in args.pairs
-        ]
-        report["baseline"] = {"description": DESCRIPTION, "comparisons": compared}
-    print(json.dumps(report, indent=2))
+    found = {"settings": {"shape": DOMAIN.shape, "threads": args.threads, **common}, "cases": cases}
+    if not args.baseline:
+        return found
+    compared = [measured({"pair": pair, "precisions": args.precision, **common}) for pair in args.pairs]
+    return {**found, "baseline": {"description": DESCRIPTION, "comparisons": compared}}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    part = add_parts(argparse.ArgumentParser(add_help=False)).parse_known_args(arguments)[0].part
+    if part is not None:
+        importlib.import_module(f"scripts.{part}").main(arguments)
+    else:
+        timing.run(parse(arguments), measure, report)
 
 
 if __name__ == "__main__":
-    OTHERS = {"--condensation": "speed_condensation.py", "--inner": "speed_inversion.py"}
-    if asked := [name for flag, name in OTHERS.items() if flag in sys.argv]:
-        sys.path.insert(0, str(Path(__file__).parents[1]))  # one script imports parts of another as scripts.NAME
-        runpy.run_path(str(Path(__file__).with_name(asked[0])), run_name="__main__")
-    else:
-        main()
+    main()

@@ -27,14 +27,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +50,7 @@ from datafree.condensation.mtt import MTT
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.unrolling import flat, inner_loss, pieces
-from datafree.config import CondenseConfig, MachineConfig, replace
+from datafree.config import CondenseConfig, replace
 from datafree.data import Data
 from datafree.data.augmentation import apply, draw, parse_augmentation
 from datafree.data.tensors import to_float
@@ -62,15 +59,17 @@ from datafree.evaluation.accuracy import evaluate
 from datafree.evaluation.networks import forward_of, train_networks
 from datafree.evaluation.protocols import PROTOCOLS, Protocol
 from datafree.jobs.condense_planning import condense_plan, make_setting
-from datafree.jobs.machine import prepare
 from datafree.models import build_model
 from datafree.models.convnet import ConvNet
-from datafree.runs import environment, peak_rss_mb
+from datafree.runs import peak_rss_mb
 from datafree.teacher import Normalised, split_entry
 from datafree.training import Clock
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts find one another as scripts.NAME
+from scripts import timing
+from scripts.timing import CPU, PROCESSOR, WALL
+
 DOMAIN = DOMAINS["fashion-mnist"]
-CPU = torch.device("cpu")
 IMAGES = 60_000
 METHODS = {"dm": 10, "dc": 1, "evaluate": 10, "mtt": 1}  # with the images a class where nothing else is asked for
 NETWORKS, STEPS = 5, 5
@@ -181,7 +180,8 @@ class Condensation:
             "dc": {"real_batch": real_batch, "outer": 1},
             "mtt": {"inner_steps": inner_steps},
         }
-        data = random_data(images, domain)
+        (x, y), (x_test, y_test) = noise(domain, images, 0)
+        data = Data(domain=domain, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
         plan = condense_plan(config, options[method], CPU, data)
         self.setting = make_setting(plan, Clock(steps=10**9), lambda _: None, lambda: False)
         first, labels = initial_images(self.setting, plan.counts, "real", 1)
@@ -225,12 +225,10 @@ class Evaluation:
     ) -> None:
         full = PROTOCOLS["default"]
         assert full.steps is not None
-        self.domain, self.variant = domain, variant
+        self.domain, self.usual, self.precision = domain, variant == "usual", variant.removeprefix("ours_")
         self.protocol = dataclasses.replace(full, networks=networks, steps=steps)
-        data = random_data(ipc * domain.classes, domain, test=10_000 * steps // full.steps)
-        assert data.x_train is not None and data.y_train is not None
-        assert data.x_test is not None and data.y_test is not None
-        self.images, self.labels, self.test = data.x_train, data.y_train, (data.x_test, data.y_test)
+        tested = 10_000 * steps // full.steps
+        (self.images, self.labels), self.test = noise(domain, ipc * domain.classes, tested)
         self.rng = torch.Generator().manual_seed(0)
 
     def make(self) -> nn.Module:
@@ -238,19 +236,15 @@ class Evaluation:
         return Normalised(network, self.domain.mean, self.domain.std)
 
     def train(self) -> list[nn.Module]:
-        if self.variant == "usual":
+        if self.usual:
             return usual_networks(self.make, self.images, self.labels, self.protocol, self.domain, self.rng)
         return train_networks(
             self.make, self.images, self.labels, self.protocol, self.domain, self.rng, precision=self.precision
         )
 
-    @property
-    def precision(self) -> str:
-        return self.variant.removeprefix("ours_")
-
     def iterate(self) -> None:
         for network in self.train():
-            evaluate(network if self.variant == "usual" else forward_of(network, self.precision), *self.test)
+            evaluate(network if self.usual else forward_of(network, self.precision), *self.test)
 
     def look(self) -> dict[str, Tensor]:
         """The trained networks' loss on the set, and how their weights have moved."""
@@ -295,16 +289,11 @@ def usual_networks(
     return networks
 
 
-def random_data(images: int, domain: Domain, test: int = 0) -> Data:
-    """Noise with labels in turn."""
+def noise(domain: Domain, *counts: int) -> list[tuple[Tensor, Tensor]]:
+    """Sets of so many images (N, C, H, W), uint8, with labels in turn."""
     rng = torch.Generator().manual_seed(0)
-
-    def split(count: int) -> tuple[Tensor, Tensor]:
-        pixels = torch.randint(256, (count, *domain.shape), dtype=torch.uint8, generator=rng)
-        return pixels, torch.arange(count) % domain.classes
-
-    (x, y), (x_test, y_test) = split(images), split(test)
-    return Data(domain=domain, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    sets = [torch.randint(256, (count, *domain.shape), dtype=torch.uint8, generator=rng) for count in counts]
+    return [(images, torch.arange(len(images)) % domain.classes) for images in sets]
 
 
 def make_case(method: str, variant: str, folder: Path, **sizes: Any) -> Condensation | Evaluation:
@@ -315,36 +304,19 @@ def make_case(method: str, variant: str, folder: Path, **sizes: Any) -> Condensa
     return Condensation(method, variant, folder, **sizes)
 
 
-def times(act: Callable[[], object]) -> tuple[float, float]:
-    """Milliseconds by the wall clock and by the processor's."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    act()
-    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
-
-
 def compare(method: str, precisions: Sequence[str], *, repeats: int, **sizes: Any) -> dict[str, Any]:
     """The variants of a method in turns. The looks at their differences warm them up."""
-    names = ["usual", *(f"ours_{precision}" for precision in precisions)]
+    ours = timing.ours(precisions)
     with tempfile.TemporaryDirectory() as folder:
-        variants = {name: make_case(method, name, Path(folder), **sizes) for name in names}
+        variants = {name: make_case(method, name, Path(folder), **sizes) for name in ("usual", *ours)}
         looks = {name: variant.look() for name, variant in variants.items()}
-        turns = [{name: times(variant.iterate) for name, variant in variants.items()} for _ in range(repeats)]
-
-    def medians(clock: int) -> dict[str, float]:
-        return {name: round(statistics.median(turn[name][clock] for turn in turns), 1) for name in names}
-
-    def ratios(clock: int) -> dict[str, float]:
-        return {
-            name: round(statistics.median(turn["usual"][clock] / turn[name][clock] for turn in turns), 2)
-            for name in names[1:]
-        }
-
+        turns = timing.take_turns({name: variant.iterate for name, variant in variants.items()}, repeats)
     return {
-        "iteration_ms": medians(0),
-        "speedup": ratios(0),
-        "cpu_ms": medians(1),
-        "cpu_speedup": ratios(1),
-        "difference": {name: distances(looks[name], looks["usual"]) for name in names[1:]},
+        "iteration_ms": timing.medians(turns, WALL),
+        "speedup": timing.ratios(turns, "usual", WALL),
+        "cpu_ms": timing.medians(turns, PROCESSOR),
+        "cpu_speedup": timing.ratios(turns, "usual", PROCESSOR),
+        "difference": {name: distances(looks[name], looks["usual"]) for name in ours},
     }
 
 
@@ -363,91 +335,62 @@ def memory(method: str, variant: str, **sizes: Any) -> dict[str, float]:
     return {"start": start, "peak": peak_rss_mb()}
 
 
+def in_process(**case: Any) -> dict[str, Any]:
+    """What a child process measures."""
+    return memory(**case) if "variant" in case else compare(**case)
+
+
 def measure(
     method: str, ipc: int, precisions: Sequence[str], repeats: int, sizes: Mapping[str, int], threads: int
 ) -> dict[str, Any]:
     """All of a case, from processes of their own."""
-    common = {"method": method, "ipc": ipc, **sizes}
+    case = {"method": method, "ipc": ipc, **sizes}
+    measured = partial(timing.in_child, __file__, threads=threads)
+    compared = measured({"precisions": list(precisions), "repeats": repeats, **case})
 
-    def peaks(**more: int) -> dict[str, dict[str, float]]:
-        names = ["usual", *(f"ours_{precision}" for precision in precisions)]
-        return {name: in_child({"variant": name, **common, **more}, threads) for name in names}
+    def memories(**more: int) -> dict[str, dict[str, float]]:
+        return {name: measured({"variant": name, **case, **more}) for name in ("usual", *timing.ours(precisions))}
 
+    few = memories()
     result = {
         "method": method,
         "ipc": ipc,
-        **in_child({"precisions": list(precisions), "repeats": repeats, **common}, threads),
+        **compared,
+        "start_memory_mb": {name: held["start"] for name, held in few.items()},
+        "peak_memory_mb": peaks(few),
     }
-    seen = peaks()
-    result["start_memory_mb"] = {name: held["start"] for name, held in seen.items()}
-    result["peak_memory_mb"] = {name: held["peak"] for name, held in seen.items()}
     if method == "mtt":
-        by_steps = {steps: peaks(inner_steps=steps) if steps != UNROLLED[0] else seen for steps in UNROLLED}
-        few, many = by_steps[UNROLLED[0]], by_steps[UNROLLED[-1]]
-        network = build_model("convnet3", shape=DOMAIN.shape, classes=DOMAIN.classes)
-        size = sum(p.numel() * p.element_size() for p in network.parameters()) / 1e6
-        result["unrolled"] = {
-            "peak_memory_mb": {
-                steps: {name: held["peak"] for name, held in found.items()} for steps, found in by_steps.items()
-            },
-            "rise_mb": {name: round(many[name]["peak"] - few[name]["peak"], 1) for name in few},
-            "copies_mb": round((UNROLLED[-1] - UNROLLED[0]) * size, 1),
-        }
+        result["unrolled"] = unrolled(peaks(few), peaks(memories(inner_steps=UNROLLED[1])))
     return result
 
 
-def in_child(case: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """The case measured in a process of its own."""
-    print(json.dumps(case), file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, "--threads", str(threads), "--case", json.dumps(case)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def peaks(memories: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {name: held["peak"] for name, held in memories.items()}
+
+
+def unrolled(few: dict[str, float], many: dict[str, float]) -> dict[str, Any]:
+    """How the variants' peaks rise from few unrolled steps to many."""
+    network = build_model("convnet3", shape=DOMAIN.shape, classes=DOMAIN.classes)
+    copy_mb = sum(p.numel() * p.element_size() for p in network.parameters()) / 1e6
+    return {
+        "peak_memory_mb": dict(zip(UNROLLED, (few, many), strict=True)),
+        "rise_mb": {name: round(many[name] - few[name], 1) for name in few},
+        "copies_mb": round((UNROLLED[1] - UNROLLED[0]) * copy_mb, 1),
+    }
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Times condensation on the CPU and prints JSON.")
-    parser.add_argument("--condensation", action="store_true", help=argparse.SUPPRESS)  # speed.py's word for this
-    parser.add_argument("--methods", default=",".join(METHODS), help="default: %(default)s")
+    parser = timing.common_flags(__doc__, list(METHODS), repeats=5)
     defaults = ", ".join(f"{name} {ipc}" for name, ipc in METHODS.items())
-    parser.add_argument("--ipc", help=f"images a class, one or several numbers; default: {defaults}")
-    parser.add_argument("--precision", default="32,bf16", help="default: %(default)s")
-    parser.add_argument("--real-batch", type=int, default=64, help="real images a class; default: %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of the variants; default: %(default)s")
-    parser.add_argument("--case", help=argparse.SUPPRESS)  # what a child process measures, as JSON
-    args = parser.parse_args(arguments)
-    args.methods, args.precision = args.methods.split(","), args.precision.split(",")
-    for given, known, flag in (
-        (args.methods, list(METHODS), "--methods"),
-        (args.precision, ["32", "bf16"], "--precision"),
-    ):
-        if unknown := [name for name in given if name not in known]:
-            parser.error(f"{flag}: {unknown[0]!r} is unknown: take one of {', '.join(known)}")
-    numbers = args.ipc.split(",") if args.ipc else []
-    if not all(number.isdecimal() and int(number) for number in numbers):
-        parser.error(f"--ipc is {args.ipc}: give whole numbers, 1 or more, such as 1,10")
-    args.ipc = [int(number) for number in numbers]
-    for name in ("real_batch", "threads", "repeats"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: give 1 or more")
-    return args
+    ipc, real_batch = f"images a class, such as 1,10; default: {defaults}", "real images a class; default: %(default)s"
+    parser.add_argument("--ipc", type=lambda text: [timing.count(part) for part in text.split(",")], help=ipc)
+    parser.add_argument("--real-batch", type=timing.count, default=64, help=real_batch)
+    parser.add_argument("--condensation", action="store_true", help="this part of speed.py")
+    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse(arguments)
-    prepare(MachineConfig(device="cpu", threads=args.threads))
-    if args.case is not None:
-        case = json.loads(args.case)
-        act: Callable[..., dict[str, Any]] = memory if "variant" in case else compare
-        print(json.dumps(act(**case)))
-        return
+def report(args: argparse.Namespace) -> dict[str, Any]:
     sizes = {"real_batch": args.real_batch}
-    cases = [
-        measure(method, ipc, args.precision, args.repeats, sizes, args.threads)
-        for method in args.methods
-        for ipc in args.ipc or [METHODS[method]]
-    ]
     settings = {
         "arch": "convnet3",
         "data": f"random: {IMAGES} images in {DOMAIN.name}'s domain",
@@ -457,7 +400,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "unrolled_steps": UNROLLED[0],
         "evaluation": {"networks": NETWORKS, "steps": STEPS},
     }
-    print(json.dumps({**environment(CPU), "settings": settings, "description": DESCRIPTION, "cases": cases}, indent=2))
+    cases = [
+        measure(method, ipc, args.precision, args.repeats, sizes, args.threads)
+        for method in args.methods
+        for ipc in args.ipc or [METHODS[method]]
+    ]
+    return {"settings": settings, "description": DESCRIPTION, "cases": cases}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    timing.run(parse(arguments), in_process, report)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,15 +36,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree import losses
-from datafree.config import MachineConfig
 from datafree.data import crop_and_flip, draw_crops
-from datafree.jobs.machine import prepare
 from datafree.losses import Statistics
-from datafree.runs import environment
 from datafree.synthesis.contrast import contrast_term
 from datafree.synthesis.pixels import moved
 from datafree.synthesis.views import local_view
-from scripts.speed import CPU, DOMAIN, Ours, Textbook, checked, in_child, options, textbook_statistics, times
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts find one another as scripts.NAME
+from scripts import timing
+from scripts.speed import DOMAIN, Ours, Textbook, textbook_statistics, watched
+from scripts.timing import PROCESSOR, WALL
 
 STEPS = 5
 BETAS = (0.5, 0.999)
@@ -79,9 +79,16 @@ class Judges:
         return crop_and_flip(images, draw_crops(len(images), self.rng, pad=pad, flip=DOMAIN.flip), pad=pad)
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's logits, and the spatial means of its norm layers' inputs; `seen` are the statistics."""
-        with watched(self.teacher) as (self.seen, means):
+        """The teacher's logits, and the spatial means (N, C) of its norm layers' inputs; `seen` are the statistics."""
+        seen, means = list[Statistics](), list[Tensor]()
+
+        def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(textbook_statistics(norm, inputs[0]))
+            means.append(inputs[0].mean((2, 3)))
+
+        with watched(self.teacher, observe):
             logits: Tensor = self.teacher(images)
+        self.seen = seen
         return logits, torch.cat(means, 1)
 
     def adversarial(self, images: Tensor, teacher: Tensor) -> Tensor:
@@ -106,24 +113,6 @@ class Judges:
             "bn": self.statistics(),
             "adv": self.adversarial(view, teacher),
         }
-
-
-@contextmanager
-def watched(teacher: nn.Module) -> Iterator[tuple[list[Statistics], list[Tensor]]]:
-    """Statistics, and spatial means (N, C), of what the batch norms are given inside."""
-    seen: list[Statistics] = []
-    means: list[Tensor] = []
-
-    def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(textbook_statistics(norm, inputs[0]))
-        means.append(inputs[0].mean((2, 3)))
-
-    hooks = [m.register_forward_pre_hook(observe) for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)]
-    try:
-        yield seen, means
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 Shown = tuple[dict[str, Tensor], tuple[Tensor, ...]]
@@ -320,39 +309,27 @@ def compare(
     method: str, pair: tuple[str, str], precisions: Sequence[str], *, repeats: int, steps: int, **sizes: int
 ) -> dict[str, Any]:
     """Calls of one method in turns: the usual way, frozen, and ours."""
-    names = [f"ours_{precision}" for precision in precisions]
+    ours = timing.ours(precisions)
     calls: dict[str, Callable[[], object]] = {
         "usual": USUAL[method](make(method, pair, steps=steps, **sizes)).call,
         "frozen": USUAL[method](make(method, pair, steps=steps, **sizes), frozen=True).call,
     }
-    for name, precision in zip(names, precisions, strict=True):
+    for name, precision in ours.items():
         calls[name] = partial(make(method, pair, steps=steps, **sizes).update, precision)
     for call in calls.values():
         call()
-    turns = [{name: times(call) for name, call in calls.items()} for _ in range(repeats)]
-
-    def medians(clock: int) -> dict[str, float]:
-        return {name: round(statistics.median(turn[name][clock] for turn in turns) / steps, 1) for name in calls}
-
-    def ratios(slow: str, clock: int) -> dict[str, float]:
-        return {
-            name: round(statistics.median(turn[slow][clock] / turn[name][clock] for turn in turns), 2) for name in names
-        }
-
+    turns = timing.take_turns(calls, repeats)
     return {
         "method": method,
         "teacher": pair[0],
         "student": pair[1],
-        "step_ms": medians(0),
-        "speedup": ratios("usual", 0),
-        "speedup_over_frozen": ratios("frozen", 0),
-        "cpu_step_ms": medians(1),
-        "cpu_speedup": ratios("usual", 1),
-        "cpu_speedup_over_frozen": ratios("frozen", 1),
-        "difference": {
-            name: difference(method, pair, precision, **sizes)
-            for name, precision in zip(names, precisions, strict=True)
-        },
+        "step_ms": timing.medians(turns, WALL, steps),
+        "speedup": timing.ratios(turns, "usual", WALL),
+        "speedup_over_frozen": timing.ratios(turns, "frozen", WALL),
+        "cpu_step_ms": timing.medians(turns, PROCESSOR, steps),
+        "cpu_speedup": timing.ratios(turns, "usual", PROCESSOR),
+        "cpu_speedup_over_frozen": timing.ratios(turns, "frozen", PROCESSOR),
+        "difference": {name: difference(method, pair, precision, **sizes) for name, precision in ours.items()},
     }
 
 
@@ -377,26 +354,29 @@ def farthest(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = options("Times the inner loops on the CPU and prints JSON.", list(USUAL))
-    parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)  # speed.py's word for this
-    parser.add_argument("--steps", type=int, default=STEPS, help="inner steps a call; default: %(default)s")
-    return checked(parser, arguments, list(USUAL))
+    parser = timing.common_flags(__doc__, list(USUAL), repeats=9)
+    timing.pair_flags(parser)
+    parser.add_argument("--steps", type=timing.count, default=STEPS, help="inner steps a call; default: %(default)s")
+    parser.add_argument("--inner", action="store_true", help="this part of speed.py")
+    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse(arguments)
-    prepare(MachineConfig(device="cpu", threads=args.threads))
-    if args.case is not None:
-        print(json.dumps(compare(**json.loads(args.case))))
-        return
+def report(args: argparse.Namespace) -> dict[str, Any]:
     common = {"batch": args.batch, "width": args.width, "steps": args.steps, "repeats": args.repeats}
     cases = [
-        in_child({"method": method, "pair": pair, "precisions": args.precision, **common}, args.threads, "--inner")
+        {"method": method, "pair": pair, "precisions": args.precision, **common}
         for pair in args.pairs
         for method in args.methods
     ]
-    settings = {"shape": DOMAIN.shape, "threads": args.threads, **common}
-    print(json.dumps({**environment(CPU), "settings": settings, "description": DESCRIPTION, "cases": cases}, indent=2))
+    return {
+        "settings": {"shape": DOMAIN.shape, "threads": args.threads, **common},
+        "description": DESCRIPTION,
+        "cases": [timing.in_child(__file__, case, args.threads) for case in cases],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    timing.run(parse(arguments), compare, report)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,19 +14,10 @@ import torch
 
 from datafree.generators import large, small
 from datafree.synthesis import METHODS
+from scripts import speed
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "speed.py"
 PAIR = ("wrn10_1", "resnet8")
-
-
-@pytest.fixture(scope="module")
-def speed() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("speed_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -39,12 +28,12 @@ def double() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("make", [small, large])
-def test_the_cheaper_generator_equals_the_textbook_one(double: None, speed: ModuleType, make: Any) -> None:
+def test_the_cheaper_generator_equals_the_textbook_one(double: None, make: Any) -> None:
     generator = make(6, (3, 16, 16), 4).to(memory_format=torch.channels_last)
-    textbook = speed.Textbook(generator)
+    both: list[Any] = [generator, speed.Textbook(generator)]
     z, target = torch.randn(5, 6), torch.rand(5, 3, 16, 16)
     grids = []
-    for network in (generator, textbook):
+    for network in both:
         images = network(z)
         weights = [block.weight for block in network.blocks]
         gradients = torch.autograd.grad((images - target).square().sum(), weights)
@@ -54,7 +43,7 @@ def test_the_cheaper_generator_equals_the_textbook_one(double: None, speed: Modu
 
 
 @pytest.mark.slow
-def test_ours_and_the_usual_way_make_the_same_round(double: None, speed: ModuleType) -> None:
+def test_ours_and_the_usual_way_make_the_same_round(double: None) -> None:
     """In float64 from the same weights and latents: terms, images and student; two steps of each network."""
     options = {"generator_width": 4, "generator_steps": 1, "student_steps": 1}
     ours = speed.Ours("dfq", PAIR, batch=3, augmented=False, **options)
@@ -76,7 +65,7 @@ def test_ours_and_the_usual_way_make_the_same_round(double: None, speed: ModuleT
 
 # The other methods run by the same lines; all of them stand in benchmarks/speed/methods.json.
 @pytest.mark.parametrize("method", ["dfq", "dafl", "dfad", "noise", "zeroq", "spaceshipnet"])
-def test_a_case_has_the_documented_fields(speed: ModuleType, method: str) -> None:
+def test_a_case_has_the_documented_fields(method: str) -> None:
     case = speed.measure_case(method, PAIR, "32", batch=2, width=2, repeats=1)
     parts = {"generator_step_ms", "pixel_step_ms", "student_step_ms", "image_ms"}
     assert case.keys() == {"method", "teacher", "student", "precision", *parts, "cpu", "peak_memory_mb"}
@@ -89,7 +78,7 @@ def test_a_case_has_the_documented_fields(speed: ModuleType, method: str) -> Non
 
 
 @pytest.mark.slow
-def test_a_comparison_has_the_documented_fields(speed: ModuleType) -> None:
+def test_a_comparison_has_the_documented_fields() -> None:
     found = speed.compare(PAIR, ["32", "bf16"], batch=2, width=2, repeats=1)
     assert found["round_ms"].keys() == {"usual", "usual_kept", "ours_32", "ours_bf16"}
     for name in ("speedup", "speedup_over_kept"):
@@ -107,15 +96,34 @@ def test_a_comparison_has_the_documented_fields(speed: ModuleType) -> None:
         (["--pairs", "wrn16_1:resnet9"], "resnet9"),
         (["--precision", "16"], "16"),
         (["--batch", "0"], "--batch"),
+        (["--inner", "--condensation"], "not allowed"),
+        (["--inner", "--methods", "dfq"], "fast"),  # dfq is no method of that part
     ],
 )
-def test_wrong_arguments_end_with_a_line(
-    speed: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
-) -> None:
+def test_wrong_arguments_end_with_a_line(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:
     with pytest.raises(SystemExit) as stopped:
-        speed.parse(arguments)
+        speed.main(arguments)
     assert stopped.value.code == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        ([], ["--baseline", "speed.py --inner", "speed.py --condensation"]),
+        (["--inner"], ["--steps", "cpu_step_ms"]),
+        (["--inn"], ["--steps"]),  # argparse takes beginnings of flags
+        (["--condensation"], ["--ipc", "iteration_ms"]),
+    ],
+)
+def test_help_shows_the_parts_and_the_part(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], texts: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        speed.main([*arguments, "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert [text for text in texts if text not in printed] == []
 
 
 @pytest.mark.slow

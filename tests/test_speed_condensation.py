@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +15,8 @@ import torch
 from datafree.condensation import experts, initial, setting
 from datafree.domain import Domain
 from datafree.evaluation import accuracy, networks
+from scripts import speed_condensation as speed
+from scripts import timing
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = Domain(name="small", shape=(1, 16, 16), classes=2, mean=(0.3,), std=(0.35,), flip=False)
@@ -28,18 +28,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def speed() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("speed_condensation_script", SCRIPTS / "speed_condensation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def double(speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """float64: in float32, rounding that moves a ReLU's input over zero would make differences of a per cent."""
     for module in (setting, initial, experts, networks, accuracy, speed):
         monkeypatch.setattr(module, "to_float", lambda images: images.to(torch.float64) / 255)
@@ -49,7 +39,7 @@ def double(speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.mark.parametrize("method", SIZES)
-def test_ours_and_the_usual_way_compute_the_same(double: None, speed: ModuleType, tmp_path: Path, method: str) -> None:
+def test_ours_and_the_usual_way_compute_the_same(double: None, tmp_path: Path, method: str) -> None:
     """Two looks: the second one starts from where the first step left the set."""
     names = ("usual", "ours_32")
     usual, ours = (speed.make_case(method, name, tmp_path, domain=SMALL, **SIZES[method]) for name in names)
@@ -62,7 +52,7 @@ def test_ours_and_the_usual_way_compute_the_same(double: None, speed: ModuleType
 
 
 @pytest.mark.parametrize("method", ["dm", "evaluate"])
-def test_a_comparison_has_the_documented_fields(speed: ModuleType, method: str) -> None:
+def test_a_comparison_has_the_documented_fields(method: str) -> None:
     found = speed.compare(method, ["32", "bf16"], repeats=1, domain=SMALL, **SIZES[method])
     assert found.keys() == {"iteration_ms", "speedup", "cpu_ms", "cpu_speedup", "difference"}
     for name in ("iteration_ms", "cpu_ms"):
@@ -74,21 +64,21 @@ def test_a_comparison_has_the_documented_fields(speed: ModuleType, method: str) 
     assert found["difference"]["ours_32"][second] < found["difference"]["ours_bf16"][second] < 0.2
 
 
-def test_memory_is_of_the_process(speed: ModuleType) -> None:
+def test_memory_is_of_the_process() -> None:
     found = speed.memory("dm", "ours_32", domain=SMALL, **SIZES["dm"])
     assert 1 < found["start"] <= found["peak"]
 
 
-def test_a_case_is_put_together_from_processes(speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_is_put_together_from_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """mtt's memory at each number of steps, from children that are told apart by what they are asked for."""
 
-    def child(case: dict[str, Any], threads: int) -> dict[str, Any]:
+    def child(script: str, case: dict[str, Any], threads: int) -> dict[str, Any]:
         if "variant" not in case:
             return {"speedup": {"ours_32": 2.0}}
         peak = 100.0 + case.get("inner_steps", 10) * (9 if case["variant"] == "usual" else 1)
         return {"start": 100.0, "peak": peak}
 
-    monkeypatch.setattr(speed, "in_child", child)
+    monkeypatch.setattr(timing, "in_child", child)
     found = speed.measure("mtt", 1, ["32"], 3, {"real_batch": 4}, 1)
     assert found["peak_memory_mb"] == {"usual": 190.0, "ours_32": 110.0}
     assert found["unrolled"]["peak_memory_mb"] == {
@@ -110,9 +100,7 @@ def test_a_case_is_put_together_from_processes(speed: ModuleType, monkeypatch: p
         (["--real-batch", "0"], "--real-batch"),
     ],
 )
-def test_wrong_arguments_end_with_a_line(
-    speed: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
-) -> None:
+def test_wrong_arguments_end_with_a_line(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         speed.parse(arguments)
     assert stopped.value.code == 2
