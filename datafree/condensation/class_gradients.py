@@ -38,9 +38,17 @@ CPU_GROUP = 16
 
 
 def matched(network: nn.Module, metric: str) -> list[nn.Parameter]:
-    """The parameters whose gradients `losses.gradient_distance` reads under that metric, in order."""
+    """The parameters whose gradients `losses.gradient_distance` reads under that metric, in order.
+
+    Raises:
+        ValueError: the metric is one of IDC's, and the network has no convolutions.
+    """
     least = 4 if metric.startswith("idc_") else 2 if metric == "ours" else 0
-    return [p for p in network.parameters() if p.ndim >= least]
+    found = [p for p in network.parameters() if p.ndim >= least]
+    if not found:
+        name = type(split_entry(network)[1]).__name__
+        raise ValueError(f"{name} has no convolutions whose gradients to match: take a convolutional --arch")
+    return found
 
 
 def class_gradients(

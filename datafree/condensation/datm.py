@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datafree.condensation.mtt import MTT
 from datafree.condensation.setting import Setting
+from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.unrolling import Unrolled, write
 from datafree.config import TrajectoryOptions, not_negative
 
@@ -38,23 +39,27 @@ class DATMConfig(TrajectoryOptions):
         not_negative(self, "min_start", "first_max_start", "expansion_end", "threshold")
 
 
-class DATM(MTT):
+class DATM:
     Config = DATMConfig
     LOOP: Mapping[str, Any] = {**MTT.LOOP, "labels": "learned", "label_lr": 2.0}
+    READS: tuple[str, ...] = MTT.READS
+    beforehand = staticmethod(MTT.beforehand)
     TEACHERS = 5  # experts whose last records' logits are averaged
     CANDIDATES = 4  # real images looked at for one that is taken
 
-    config: DATMConfig
-
     def __init__(self, setting: Setting, config: DATMConfig) -> None:
-        super().__init__(setting, config)
-        last, first = self.last_start, config.first_max_start
+        self.setting, self.config, self.mtt = setting, config, MTT(setting, config)
+        last, first = self.mtt.last_start, config.first_max_start
         self.first_max = last // 2 if first is None else first
         if not config.min_start <= last or not self.first_max <= last:
             raise ValueError(f"--min-start and --first-max-start lie at or below the last start, which is {last}")
 
+    def terms(self, synthetic: Synthetic) -> dict[str, Tensor]:
+        return {"trajectory": self.mtt.distance(synthetic, self.starts(), kept=self.kept)}
+
     def starts(self) -> tuple[int, int]:
-        config, last = self.config, self.last_start
+        """The first and the last record from which a student may start now."""
+        config, last = self.config, self.mtt.last_start
         grown = min(self.setting.clock.fraction / config.expansion_end, 1.0) if config.expansion_end else 1.0
         high = self.first_max + int((last - self.first_max) * grown)
         return config.min_start, max(high, config.min_start)
@@ -63,7 +68,7 @@ class DATM(MTT):
         """A student that was led astray changes nothing but the rate, which may be why.
 
         One that is not finite, in its loss or a gradient, is no less astray: it counts as one at the threshold whose
-        gradient for the rate is beyond all measure (see `MTT.terms`).
+        gradient for the rate is beyond all measure (see `MTT.distance`).
         """
         threshold = self.config.threshold
         if not threshold:
@@ -74,6 +79,9 @@ class DATM(MTT):
         elif float(found.value) <= threshold:
             return found
         return found._replace(images=torch.zeros_like(found.images), labels=torch.zeros_like(found.labels))
+
+    def advance(self, synthetic: Synthetic) -> None:
+        pass
 
     def first_labels(self, images: Tensor, classes: Tensor) -> Tensor:
         """The experts' mean logits (N, classes). Where they take the image for another class, its own gets the largest
@@ -105,10 +113,17 @@ class DATM(MTT):
     @torch.no_grad()
     def judge(self, images: Tensor) -> Tensor:
         """Mean logits (N, classes) of the experts' last records."""
-        experts = min(self.TEACHERS, self.experts.count)
+        mtt = self.mtt
+        experts = min(self.TEACHERS, mtt.experts.count)
         total = torch.zeros(len(images), self.setting.domain.classes, device=images.device)
         for index in range(experts):
-            (vector,) = self.experts.at(index, self.experts.records, device=images.device)
-            write(list(self.network.parameters()), vector)
-            total += torch.cat([self.passes.forward(self.network, part).float() for part in torch.split(images, 256)])
+            (vector,) = mtt.experts.at(index, mtt.experts.records, device=images.device)
+            write(list(mtt.network.parameters()), vector)
+            total += torch.cat([mtt.passes.forward(mtt.network, part).float() for part in torch.split(images, 256)])
         return total / max(experts, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.mtt.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.mtt.load_state_dict(state)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from datafree.condensation.dc import match, settle
+from datafree.condensation.gradient_matching import match
 from datafree.condensation.networks import Networks
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
@@ -86,7 +86,6 @@ class IDC:
 
     def terms(self, synthetic: Synthetic) -> dict[str, Tensor]:
         setting, config, network = self.setting, self.config, self.networks.take()
-        settle(network, setting)
         total = match(
             network, setting, synthetic, config.real_batch, f"idc_{self.distance}", most=config.synthetic_batch
         )

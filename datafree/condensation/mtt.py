@@ -1,16 +1,16 @@
-"""MTT and TESLA: training on the set goes where training on the real data went.
+"""MTT: training on the set goes where training on the real data went.
 
     L = || θ_N - θ*_{t+M} ||² / || θ*_t - θ*_{t+M} ||²,    θ_0 = θ*_t,  θ_{k+1} = θ_k - a ∇ CE(net_θk(A(s_k)), y_k)
 
 Source: Cazenavette et al. 2022, "Dataset distillation by matching training trajectories", its weight matching loss.
 θ* is an expert's record, t is drawn anew at every step, the rate a is learned. MTT's gradient is exact, at the memory
-of one step (`datafree.condensation.unrolling`). TESLA is the same with the gradient of Cui et al. 2023, which leaves
-out how later steps depend on what earlier ones were trained on. Our defaults' differences: docs/condensation/mtt.md.
+of one step (`datafree.condensation.unrolling`). TESLA and DATM hold an MTT, which gives them the same distance with
+another gradient or from other records. Our defaults' differences: docs/condensation/mtt.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class MTTConfig(TrajectoryOptions):
 
 
 class MTT:
-    Config: type[TrajectoryOptions] = MTTConfig
+    Config = MTTConfig
     LOOP: Mapping[str, Any] = {
         "init": "real",
         "factor": 1,
@@ -43,7 +43,6 @@ class MTT:
         "image_momentum": 0.5,
     }
     READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "label_lr", "zca")
-    EXACT = True
 
     def __init__(self, setting: Setting, config: TrajectoryOptions) -> None:
         self.setting, self.config = setting, config
@@ -57,30 +56,46 @@ class MTT:
         last_start(records, config)
         return [line]
 
-    def advance(self, synthetic: Synthetic) -> None:
-        pass
+    def terms(self, synthetic: Synthetic) -> dict[str, Tensor]:
+        return {"trajectory": self.distance(synthetic, self.starts())}
 
     def starts(self) -> tuple[int, int]:
-        """The first and the last record from which a student may start now."""
+        """The first and the last record from which a student starts."""
         return 0, self.last_start
 
-    def terms(self, synthetic: Synthetic) -> dict[str, Tensor]:
-        """Raises TermError where a student diverges: the run cannot go on, nor from an earlier step."""
+    def distance(
+        self,
+        synthetic: Synthetic,
+        starts: tuple[int, int],
+        *,
+        exact: bool = True,
+        kept: Callable[[Unrolled], Unrolled] = lambda found: found,
+    ) -> Tensor:
+        """L of this process's students over all `experts_per_step` of them, a scalar.
+
+        Args:
+            synthetic: what is learned.
+            starts: the first and the last record from which a student may start.
+            exact: False for TESLA's gradient.
+            kept: what of a student's loss and gradients is used.
+
+        Raises:
+            TermError: a student diverges: the run cannot go on, nor from an earlier step.
+        """
         config = self.config
         images, labels, rate = synthetic.decoded(), synthetic.targets(), synthetic.rate
         value = torch.zeros((), device=images.device)
         totals = [torch.zeros_like(t, dtype=images.dtype) for t in (images, labels, rate)]
         for number in range(config.experts_per_step):
             # Every process draws alike and takes its own experts.
-            expert, start = self._draw(self.experts.count), self._draw(*self.starts())
+            expert, start = self._draw(self.experts.count), self._draw(*starts)
             batches = self._batches(images)
             if number % parallel.world_size() != parallel.rank():
                 continue
             begin, end = self.experts.at(expert, start, start + config.expert_span, device=images.device)
-            found = unroll(
-                self.network, begin, end, images, labels, rate, batches, exact=self.EXACT, passes=self.passes
+            found = kept(
+                unroll(self.network, begin, end, images, labels, rate, batches, exact=exact, passes=self.passes)
             )
-            found = self.kept(found)
             value += found.value.detach() / config.experts_per_step
             for total, part in zip(totals, found[1:], strict=True):
                 total += part / config.experts_per_step
@@ -95,11 +110,7 @@ class MTT:
         whole = processes * parallel.mean_over_processes(totals[2])
         totals[2] = whole.clamp(-most, most) / processes
         pairs = zip((images, labels, rate), totals, strict=True)
-        return {"trajectory": attach(value, *((t, g) for t, g in pairs if t.is_floating_point()))}
-
-    def kept(self, found: Unrolled) -> Unrolled:
-        """What of a student's gradients is used: all."""
-        return found
+        return attach(value, *((t, g) for t, g in pairs if t.is_floating_point()))
 
     def _draw(self, low: int, high: int | None = None) -> int:
         """A number from `low` to `high`, or below `low` where there is one bound."""
@@ -129,22 +140,15 @@ class MTT:
 
         return make
 
+    def advance(self, synthetic: Synthetic) -> None:
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         return {"experts": self.experts.key, "count": self.experts.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if (state["experts"], state["count"]) != (self.experts.key, self.experts.count):
             raise ValueError("the experts are not those that the run began with: give back their folder, or start anew")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TESLAConfig(TrajectoryOptions):
-    pass
-
-
-class TESLA(MTT):
-    Config = TESLAConfig
-    EXACT = False
 
 
 def last_start(records: int, config: TrajectoryOptions) -> int:

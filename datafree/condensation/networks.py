@@ -34,7 +34,7 @@ def look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     heads = [m for m in network.modules() if isinstance(m, nn.Linear)]
     if not heads:
-        raise ValueError(f"{type(network).__name__} has no linear layer to read features before: take another --arch")
+        raise ValueError(f"{_kind(network)} has no linear layer to read features before: take another --arch")
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -62,8 +62,13 @@ def look_at_layers(
     with _Activations(keep) as activations:
         features, logits = look(network, images)
     if not activations.kept:
-        raise ValueError(f"{type(network).__name__} has no activations of maps to look at: take a convolutional --arch")
+        raise ValueError(f"{_kind(network)} has no activations of maps to look at: take a convolutional --arch")
     return activations.kept, features, logits
+
+
+def _kind(network: nn.Module) -> str:
+    """The class that a person named, under what normalises its images."""
+    return type(getattr(network, "network", network)).__name__
 
 
 ACTIVATIONS = {F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, torch.relu, Tensor.relu}

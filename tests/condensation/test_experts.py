@@ -27,9 +27,10 @@ from datafree.condensation.experts import (
     shard,
     train_step,
 )
-from datafree.condensation.mtt import MTT, TESLA, MTTConfig, TESLAConfig
+from datafree.condensation.mtt import MTT, MTTConfig
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import Synthetic
+from datafree.condensation.tesla import TESLA, TESLAConfig
 from datafree.condensation.unrolling import PLAIN, Unrolled, flat, plain_forward, quick
 from datafree.config import ExpertsConfig, TrajectoryOptions
 from datafree.data.augmentation import parse_augmentation
@@ -273,10 +274,10 @@ def test_experts_recorded_ahead_are_those_a_condensation_finds(tmp_path: Path, m
 
 SHORT: dict[str, Any] = {"inner_steps": 4, "batch_synthetic": 2, "expert_span": 1, "rate": 0.1, "expert_batch": 20}
 SHORT |= {"experts": 2, "expert_epochs": 2, "expert_every": 2, "expert_lr": 0.1}
-METHODS: list[tuple[type[MTT], type[TrajectoryOptions]]] = [(MTT, MTTConfig), (TESLA, TESLAConfig), (DATM, DATMConfig)]
+METHODS: list[tuple[Any, type[TrajectoryOptions]]] = [(MTT, MTTConfig), (TESLA, TESLAConfig), (DATM, DATMConfig)]
 
 
-def start(tmp_path: Path, method: type[MTT], config: type[TrajectoryOptions], **changes: Any) -> tuple[MTT, Synthetic]:
+def start(tmp_path: Path, method: Any, config: type[TrajectoryOptions], **changes: Any) -> tuple[Any, Synthetic]:
     setting = make_setting(tmp_path, augmentation=parse_augmentation("color_crop_rotate"))
     objective = method(setting, config(**{**SHORT, **changes}))
     labels = torch.tensor([0, 1, 2])
@@ -285,20 +286,25 @@ def start(tmp_path: Path, method: type[MTT], config: type[TrajectoryOptions], **
     return objective, Synthetic(images, labels, label_logits=logits, learn_labels=True, learning_rate=0.1)
 
 
-def steps(objective: MTT, synthetic: Synthetic, count: int) -> list[float]:
+def setting_of(objective: Any) -> Setting:
+    setting: Setting = (objective if isinstance(objective, MTT) else objective.mtt).setting
+    return setting
+
+
+def steps(objective: Any, synthetic: Synthetic, count: int) -> list[float]:
     held, values = list(synthetic.parameters().values()), []
     for _ in range(count):
         total = torch.stack(list(objective.terms(synthetic).values())).sum()
         for parameter, gradient in zip(held, torch.autograd.grad(total, held), strict=True):
             parameter.data -= 0.1 * gradient
         objective.advance(synthetic)
-        objective.setting.clock.step += 1
+        setting_of(objective).clock.step += 1
         values.append(float(total.detach()))
     return values
 
 
 @pytest.mark.parametrize(("method", "config"), METHODS)
-def test_resuming_changes_nothing(tmp_path: Path, method: type[MTT], config: type[TrajectoryOptions]) -> None:
+def test_resuming_changes_nothing(tmp_path: Path, method: Any, config: type[TrajectoryOptions]) -> None:
     whole, set_whole = start(tmp_path, method, config)
     values = steps(whole, set_whole, 5)
     first, set_first = start(tmp_path, method, config)
@@ -306,8 +312,8 @@ def test_resuming_changes_nothing(tmp_path: Path, method: type[MTT], config: typ
     second, set_second = start(tmp_path, method, config)
     second.load_state_dict(first.state_dict())
     set_second.load_state_dict(set_first.state_dict())
-    second.setting.rng.set_state(first.setting.rng.get_state())
-    second.setting.clock.step = 2
+    setting_of(second).rng.set_state(setting_of(first).rng.get_state())
+    setting_of(second).clock.step = 2
     assert steps(second, set_second, 3) == values[2:]
     assert torch.equal(set_second.images, set_whole.images)
     assert set_second.log_rate is not None
@@ -318,9 +324,7 @@ def test_resuming_changes_nothing(tmp_path: Path, method: type[MTT], config: typ
 
 
 @pytest.mark.parametrize(("method", "config"), METHODS)
-def test_gradients_reach_all_that_is_learned(
-    tmp_path: Path, method: type[MTT], config: type[TrajectoryOptions]
-) -> None:
+def test_gradients_reach_all_that_is_learned(tmp_path: Path, method: Any, config: type[TrajectoryOptions]) -> None:
     changes = {"threshold": 0.0} if method is DATM else {}
     objective, synthetic = start(tmp_path, method, config, **changes)
     held = synthetic.parameters()
@@ -403,13 +407,13 @@ def test_a_lost_students_part_spoils_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("method", "config"), METHODS)
 def test_a_lost_student_is_an_error_that_says_what_to_do(
-    tmp_path: Path, method: type[MTT], config: type[TrajectoryOptions]
+    tmp_path: Path, method: Any, config: type[TrajectoryOptions]
 ) -> None:
     """DATM's too, where it skips none."""
     objective, synthetic = start(tmp_path, method, config, **({"threshold": 0.0} if method is DATM else {}))
     assert synthetic.log_rate is not None
     synthetic.log_rate.data.fill_(80.0)
-    objective.setting.clock.step = 7
+    setting_of(objective).clock.step = 7
     wanted = "'trajectory' became (nan|inf) at step 7: .* again .* lower --rate or --image-lr, or fewer --inner-steps"
     with pytest.raises(TermError, match=wanted):
         objective.terms(synthetic)

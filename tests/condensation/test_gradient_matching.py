@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from datafree import losses, parallel
 from datafree.condensation.class_gradients import class_by_class, class_gradients, settle_norms, train_step
-from datafree.condensation.dc import DC, DSA, DCConfig, DSAConfig, loops
+from datafree.condensation.dc import DC, DCConfig
+from datafree.condensation.dsa import DSA, DSAConfig
+from datafree.condensation.gradient_matching import loops
 from datafree.condensation.idc import IDC, IDCConfig, weight
 from datafree.condensation.loop import ImageTrainer
 from datafree.condensation.networks import cut_and_mixed
@@ -302,9 +304,12 @@ def make_trainer(method: Any, synthetic: Synthetic, **changes: Any) -> ImageTrai
     return ImageTrainer(synthetic, CondenseConfig(**options))
 
 
+WITH_AND_WITHOUT: list[tuple[Any, Any]] = [(DC, DCConfig), (DSA, DSAConfig)]
+
+
 def test_dsa_without_augmentation_is_dc() -> None:
     results = []
-    for make, config in ((DC, DCConfig), (DSA, DSAConfig)):
+    for make, config in WITH_AND_WITHOUT:
         torch.manual_seed(4)
         synthetic = make_synthetic()
         steps(make(make_setting(), config(outer=3, inner=2)), synthetic, make_trainer(make, synthetic), 0, 5)
@@ -315,15 +320,14 @@ def test_dsa_without_augmentation_is_dc() -> None:
 
 def test_dsa_augments_where_dc_trains_networks_on_the_images_as_they_are() -> None:
     weights = []
-    for make, config in ((DC, DCConfig), (DSA, DSAConfig)):
+    for make, config in WITH_AND_WITHOUT:
         torch.manual_seed(4)
         setting, synthetic = make_setting(), make_synthetic()
         objective = make(setting, config(inner=1))
         objective.terms(synthetic)
         setting.augmentation = parse_augmentation("color", mean=(0.4,), std=(0.3,))
         objective.advance(synthetic)
-        assert objective.network is not None
-        weights.append(torch.cat([p.detach().flatten() for p in objective.network.parameters()]))
+        weights.append(torch.cat([p.detach().flatten() for p in objective.learner.take().parameters()]))
     assert float((weights[0] - weights[1]).norm()) > 1e-6
 
 
@@ -367,7 +371,7 @@ def test_a_network_serves_outer_matches() -> None:
         if step:
             objective.advance(synthetic)
         objective.terms(synthetic)
-        served.append(objective.network)
+        served.append(objective.learner.network)
     assert served[0] is served[1]
     assert served[2] is served[3]
     assert served[1] is not served[2]
@@ -412,6 +416,18 @@ def test_processes_terms_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         values.append(total)
     torch.testing.assert_close(values[1], values[0], **CLOSE)
     torch.testing.assert_close(values[2], values[0], **CLOSE)
+
+
+def test_networks_without_convolutions_are_refused() -> None:
+    """Theirs are the gradients that IDC matches."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(SIZE * SIZE, CLASSES))
+
+    def new_network() -> nn.Module:
+        return Normalised(network, (0.4,), (0.3,)).double()
+
+    objective = IDC(make_setting(new_network=new_network), IDCConfig())
+    with pytest.raises(ValueError, match="Sequential has no convolutions whose gradients to match: take a"):
+        objective.terms(make_synthetic())
 
 
 def test_distances_are_chosen_by_the_images() -> None:
