@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from datafree.synthesis import load_method as load_method
     from datafree.teacher import Teacher as Teacher
 
+# Rooms whose functions and classes can be used alone.
+_ROOMS = ("condensation", "distillation", "evaluation", "generators", "losses", "models", "synthesis")
 _PUBLIC = {
     "CondensedSet": "datafree.data.condensed",
     "DOMAINS": "datafree.domain",
@@ -63,10 +65,12 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"datafree.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'datafree' has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *_PUBLIC, *_ROOMS})

@@ -120,6 +120,15 @@ def test_quick_answers_import_nothing_heavy(arguments: list[str]) -> None:
     assert done.stdout or done.returncode == 2
 
 
+def test_rooms_are_there_without_another_import() -> None:
+    code = "import datafree; print(datafree.losses.kl, datafree.synthesis.METHODS['dafl'], datafree.generators)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=child_environment())
+    assert done.returncode == 0, done.stderr
+    assert {"losses", "synthesis", "condensation", "evaluation", "generators"} <= set(dir(datafree))
+    with pytest.raises(AttributeError, match="no attribute 'loses'"):
+        datafree.loses  # noqa: B018
+
+
 def links_and_caches(folder: str, names: list[str]) -> set[str]:
     """Left out of the copy: a clone without symbolic links must build a complete wheel too."""
     return {name for name in names if name == "__pycache__" or Path(folder, name).is_symlink()}

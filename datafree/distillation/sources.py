@@ -85,9 +85,10 @@ class CondensedImages:
 
 
 class RealImages:
-    """The training images themselves, the ceiling of every data-free row; stands where a synthesis method stands.
+    """The training images themselves, the ceiling of a data-free row; stands where a synthesis method stands.
 
-    The teacher labels what it sees: no label of the data is used. Images are drawn with replacement.
+    The teacher labels what it sees: no label of the data is used. Images are drawn with replacement. The student is
+    trained as the run's method would train it, so there are no defaults for it here.
 
     Args:
         setting: the run's.
@@ -95,7 +96,6 @@ class RealImages:
     """
 
     Config = CondensedConfig
-    STUDENT: Mapping[str, Any] = {**CondensedImages.STUDENT, "augment": True}
     NEEDS_GRADIENTS = False
 
     @staticmethod
@@ -141,6 +141,10 @@ class Mixed:
     def made(self) -> int:
         made: int = self.method.made
         return made
+
+    @made.setter
+    def made(self, made: int) -> None:
+        self.method.made = made
 
     def update(self) -> dict[str, float]:
         terms: dict[str, float] = self.method.update()

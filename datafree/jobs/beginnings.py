@@ -22,9 +22,14 @@ def student_source(config: TrainConfig, choices: list[str]) -> tuple[TrainConfig
     if config.source is None:
         return config, load_method(config.method), None
     if config.source == "real":
-        choices.append("method: none, the student learns from the data's training images")
+        choices.append(f"method: none, the student of {config.method} learns from the data's training images")
         return config, RealImages, None
     path, name = parse_source(config.source)
+    if name is None and config.method != TrainConfig.method:
+        raise ValueError(
+            f"--method {config.method} makes no image with --source {config.source}: leave it out, or mix the two by "
+            f"--source {config.source}+{config.method}"
+        )
     condensed = load_condensed(path)
     if config.flip is None and not condensed.domain.flip:
         config = dataclasses.replace(config, flip=False)  # as the set was made
@@ -34,6 +39,14 @@ def student_source(config: TrainConfig, choices: list[str]) -> tuple[TrainConfig
     if config.method not in (name, TrainConfig.method):
         raise ValueError(f"--method {config.method} and --source ...+{name}: give one method")
     return dataclasses.replace(config, method=name), load_method(name), condensed
+
+
+def student_defaults(config: TrainConfig, method: type[Any]) -> dict[str, Any]:
+    """How the student is trained where a person says nothing; on real data as the method would train it.
+
+    So `--source real` bounds what the same student can reach on that method's images.
+    """
+    return dict(load_method(config.method).STUDENT if method is RealImages else method.STUDENT)
 
 
 def inherit(student: nn.Module, teacher: nn.Module) -> str:

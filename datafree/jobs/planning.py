@@ -16,7 +16,14 @@ from datafree.data.condensed import CondensedSet
 from datafree.distillation.sources import CondensedImages, Mixed, RealImages
 from datafree.domain import DOMAINS, Domain, parse_shape
 from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
-from datafree.jobs.beginnings import absolute_source, check_condensed, inherit, student_source, training_data
+from datafree.jobs.beginnings import (
+    absolute_source,
+    check_condensed,
+    inherit,
+    student_defaults,
+    student_source,
+    training_data,
+)
 from datafree.jobs.filling import (
     WITHOUT_NORM,
     fill_optimisation,
@@ -132,7 +139,7 @@ def make_plan(
         )
         choices.append(f"student: {student} (the next smaller network; --student names another)")
     network = build_model(student, shape=domain.shape, classes=domain.classes)
-    defaults = dict(method.STUDENT)
+    defaults = student_defaults(config, method)
     normless = not any("Norm" in type(m).__name__ for m in network.modules())
     if config.optimizer is None and defaults["optimizer"] == "sgd" and normless:
         defaults |= WITHOUT_NORM

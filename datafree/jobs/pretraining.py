@@ -296,20 +296,19 @@ def _execute(
 
 
 def _finish(task: _Task, file: Path) -> dict[str, Any]:
-    """The result, and the weights in `file`."""
-    config, data, best = task.config, task.data, task.trainer.result.eval()
+    """The result, measured in float32, and the weights in `file`."""
+    config, data, last = task.config, task.data, task.trainer.result.eval()
     result: dict[str, Any] = {"accuracy": None, "per_class": None}
     if data.x_test is not None and data.y_test is not None:
 
         def predict(images: Tensor) -> Tensor:
-            with task.autocast():
-                logits: Tensor = best(images.contiguous(memory_format=torch.channels_last))
+            logits: Tensor = last(images.contiguous(memory_format=torch.channels_last))
             return logits
 
         scores = score(predict, data.x_test, data.y_test)
         result = {"accuracy": scores.accuracy, "per_class": {"student": scores.per_class}}
     if parallel.rank() == 0:
-        save_network(file, getattr(best, "network"), _about(config, task.domain))  # noqa: B009 (a Normalised module)
+        save_network(file, getattr(last, "network"), _about(config, task.domain))  # noqa: B009 (a Normalised module)
     return result | {
         "student_accuracy": result["accuracy"],
         "steps": task.clock.step,

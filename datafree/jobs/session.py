@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -202,19 +202,19 @@ class Session:
         except ValueError:
             return None
 
-    def test(self, teacher: bool = False) -> Scores | None:
-        """The student on the test data, if there are any; on rank 0."""
+    def test(self, final: bool = False) -> Scores | None:
+        """The student on the test data, if there are any; on rank 0. `final`: in float32, beside the teacher."""
         data = self.plan.test
         if data is None or data.x_test is None or data.y_test is None or not self.main:
             return None
         student = self.trainer.result.eval()
 
         def predict(images: Tensor) -> Tensor:
-            with self.autocast():
+            with nullcontext() if final else self.autocast():
                 logits: Tensor = student(images.contiguous(memory_format=torch.channels_last))
             return logits
 
-        return score(predict, data.x_test, data.y_test, teacher=self.plan.teacher.teacher if teacher else None)
+        return score(predict, data.x_test, data.y_test, teacher=self.plan.teacher.teacher if final else None)
 
     @torch.no_grad()
     def picture(self) -> None:
@@ -256,7 +256,7 @@ def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
     if not session.main:
         return metrics
     session.picture()
-    scores = session.test(teacher=True)
+    scores = session.test(final=True)
     warnings = list(plan.warnings)
     if scores is not None:
         chance = 1 / domain.classes

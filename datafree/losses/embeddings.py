@@ -99,6 +99,8 @@ def attention_matching(
         classes: their number.
         power: see `attention_maps`.
 
+    For loops of one's own; `--method datadam` computes the same, and keeps each layer's means instead of its maps.
+
     Source: DataDAM (Sajedi et al. 2023), spatial attention matching, reduced as in its release.
     """
     return layer_alignment(

@@ -59,6 +59,9 @@ def tesla_image_gradient_vector(
     it is exact for N = 1 alone. The learning rate gets its gradient from
     `normalised_distance(start - a G, target, start)` with G detached.
 
+    Written for use in loops of one's own, and for tests: `--method tesla` gets the same through
+    `datafree.condensation.unrolling`.
+
     The release delivers half of this: it doubles a tuple, not the tensor in it. Take v / 2 to repeat its runs.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +152,16 @@ def difference(cell: Cell, done: list[dict[str, Any]]) -> str:
     return f"{points:+.1f}{'*' if short else ''}".replace("-", "−")
 
 
+def random_real(scores: Mapping[str, Any]) -> str:
+    """Of networks trained on random real images, a draw for each network."""
+    return f"{100 * scores['random_accuracy_mean']:.1f} ± {100 * scores['random_accuracy_std']:.1f}"
+
+
 def _scores(done: list[dict[str, Any]]) -> dict[str, str]:
     scores = done[0]["scores"]
     shown = {"scored": f"{scores['seconds']:.0f} s"}
     if "random_accuracy_mean" in scores:
-        shown["random real"] = f"{100 * scores['random_accuracy_mean']:.1f} ± {100 * scores['random_accuracy_std']:.1f}"
+        shown["random real"] = random_real(scores)
     for arch, each in scores.get("archs", {}).items():
         text = f"{100 * each['accuracy_mean']:.1f} ± {100 * each['accuracy_std']:.1f}"
         if "random_accuracy_mean" in each:

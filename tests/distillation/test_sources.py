@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,7 +13,9 @@ from datafree.data.augmentation import apply, draw, parse_augmentation
 from datafree.data.condensed import CondensedSet
 from datafree.distillation.sources import AUGMENTATION, CondensedImages, Mixed, RealImages, parse_source
 from datafree.domain import Domain
+from datafree.jobs.session import Session
 from datafree.synthesis.dafl import DAFL, DAFLConfig
+from datafree.synthesis.noise import Noise, NoiseConfig
 from datafree.synthesis.setting import Batch, Setting
 from datafree.teacher import Normalised, Teacher
 
@@ -85,7 +89,6 @@ def test_a_condensed_set_is_cropped_once_and_real_images_too() -> None:
     """The set's augmentation crops and mirrors; real images come as they are."""
     assert "crop" in AUGMENTATION
     assert CondensedImages.STUDENT["augment"] is False
-    assert RealImages.STUDENT == {**CondensedImages.STUDENT, "augment": True}
     mixed = CondensedImages(setting(), condensed(noise()), cropped=True).augmentation
     alone = CondensedImages(setting(), condensed(noise())).augmentation
     assert set(alone.families) - set(mixed.families) == {"crop", "flip"}
@@ -127,6 +130,14 @@ def test_the_last_batch_is_served_in_a_mixture_as_well() -> None:
     for _ in range(2):
         assert torch.equal(mixed.sample(12).images[:6], method.store.last[:6])
     assert mixed.made == 12
+
+
+def test_a_method_that_holds_no_images_is_looked_at_in_a_mixture_as_well() -> None:
+    at = setting()
+    mixed = Mixed(Noise(at, NoiseConfig()), CondensedImages(at, condensed(noise())))
+    session = Mock(spec=Session, method=mixed, setting=at, rng=at.rng)
+    assert Session._sample(session).shape == (12, *DOMAIN.shape)
+    assert mixed.made == 0
 
 
 def test_weights_and_extras_are_of_the_methods_images() -> None:

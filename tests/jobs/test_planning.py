@@ -262,6 +262,18 @@ def test_real_images_need_named_data(tmp_path: Path) -> None:
         plan(tmp_path, "plain", "blend", data=None, shape="1x8x8", source="real")
 
 
+@pytest.mark.parametrize("method", ["blend", "dafl", "zskt"])
+def test_on_real_images_the_student_is_trained_as_the_method_would_train_it(tmp_path: Path, method: str) -> None:
+    own, real = (plan(tmp_path, "group", method, source=source)["config"] for source in (None, "real"))
+    assert {**own, "source": "real"} == real
+
+
+def test_a_method_that_makes_no_image_is_refused(tmp_path: Path) -> None:
+    jobs.condense(data="digits", method="random", ipc=1, out=tmp_path / "set")
+    with pytest.raises(ValueError, match=r"^--method dafl makes no image with --source condensed:.*set\+dafl$"):
+        plan(tmp_path, "plain", "dafl", source=f"condensed:{tmp_path / 'set'}")
+
+
 def test_a_teacher_smaller_than_any_of_ours_needs_a_named_student(tmp_path: Path) -> None:
     # 4 x 9 + 4 + 10 x 256 + 10 parameters
     with pytest.raises(ValueError, match=r"fewer parameters than the teacher \(2,610\): name a student with --student"):

@@ -508,6 +508,9 @@ def test_bf16_trains(teacher: str, tmp_path: Path) -> None:
     result = datafree.train(teacher=teacher, out=tmp_path / "run", **{**DFQ, "steps": 4, "precision": "bf16"})
     assert result.metrics["precision"] == "bf16"
     weights = load_file(tmp_path / "run" / "student.safetensors")
+    scores = datafree.evaluate(str(tmp_path / "run"))  # in float32, as a result is
+    assert scores["accuracy"] == result.metrics["student_accuracy"]
+    assert scores["kl"] == pytest.approx(result.metrics["kl"], rel=1e-6)
     assert all(t.dtype != torch.bfloat16 and t.isfinite().all() for t in weights.values() if t.is_floating_point())
 
 
