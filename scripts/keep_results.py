@@ -2,8 +2,8 @@
 
 python scripts/keep_results.py [RESULTS]    # RESULTS: the --out of datafree reproduce; without it only renders
 
-Renders benchmarks/README.md, the table between the markers in README.md, and what the methods' pages take from results
-(`method_pages.py`). tests/test_results.py compares them.
+Renders benchmarks/README.md and benchmarks/not-run.md, the table between the markers in README.md, and what the
+methods' pages take from results (`method_pages.py`). tests/test_results.py compares them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datafree.tables.results import current
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-PAGE = BENCHMARKS / "README.md"
+PAGE, NOT_RUN = BENCHMARKS / "README.md", BENCHMARKS / "not-run.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 SHOWN = ("data-free-cpu", "condensation-cpu")  # in the README
@@ -40,8 +40,11 @@ def keep(results: Path) -> list[Path]:
     return copied
 
 
-def page() -> str:
-    """benchmarks/README.md."""
+def pages() -> dict[Path, str]:
+    """benchmarks/README.md with the tables of which anything was run, and beside it one with the others."""
+    tables = [load_table(path) for path in find_tables().values()]
+    results = {table.name: read_results(BENCHMARKS / "results" / table.name) for table in tables}
+    run, waiting = ([t for t in tables if bool(results[t.name]) is there] for there in (True, False))
     lines = [
         "# Results",
         "",
@@ -50,8 +53,27 @@ def page() -> str:
         "cores: minutes, hours, or more (gpu).",
         "",
     ]
-    for name, path in find_tables().items():
-        lines += render(load_table(path), read_results(BENCHMARKS / "results" / name), PAGE, level=2)
+    for table in run:
+        lines += render(table, results[table.name], PAGE, level=2)
+    lines += [
+        "## Tables of which nothing was run",
+        "",
+        f"Cells and published figures: [{NOT_RUN.name}]({NOT_RUN.name}).",
+        "",
+    ]
+    lines += [f"* {table.title}: {len(table.cells)} cells, `datafree reproduce {table.name}`" for table in waiting]
+    rest = [
+        "# Tables of which nothing was run",
+        "",
+        "Rendered like [the results](README.md). The recipes are ready: `datafree reproduce TABLE` runs them.",
+        "",
+    ]
+    for table in waiting:
+        rest += render(table, [], NOT_RUN, level=2)
+    return {PAGE: _text(lines), NOT_RUN: _text(rest)}
+
+
+def _text(lines: list[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -109,7 +131,8 @@ def main(arguments: list[str]) -> None:
     if arguments:
         for path in keep(Path(arguments[0])):
             print(path.relative_to(ROOT))
-    PAGE.write_text(page(), encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
     README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")
     runpy.run_path(str(Path(__file__).with_name("method_pages.py")), run_name="__main__")
 

@@ -19,7 +19,10 @@ from datafree.cli import COMMANDS, group
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(
-    [*DOCS.rglob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md"))]
+    [
+        *DOCS.rglob("*.md"),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/not-run.md")),
+    ]
 )
 # What may follow ```: a misspelt word would take a block out of the tests without anybody noticing. Only bash is run.
 KINDS = {"bash", "console", "sh", "text", "python", "toml"}

@@ -47,9 +47,12 @@ def test_the_readme_shows_each_length_and_every_baseline_that_was_run():
                 assert f" | {script.length(cell)} | " in part, cell.name
 
 
-def test_the_page_of_tables_shows_the_result_files():
-    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    assert load_script().page() == page
+def test_the_pages_of_tables_show_the_result_files():
+    pages = load_script().pages()
+    assert {path.name for path in pages} == {"README.md", "not-run.md"}
+    assert {path: path.read_text(encoding="utf-8") for path in pages} == pages
+    for name in find_tables():  # each table stands on one of the two
+        assert sum(f"\n## {load_table(name).title}\n" in text for text in pages.values()) == 1
 
 
 PAGES = load_script("method_pages").pages()
