@@ -334,6 +334,17 @@ def test_gradients_reach_all_that_is_learned(tmp_path: Path, method: Any, config
         assert bool((gradient.reshape(len(gradient) if gradient.dim() else 1, -1).abs().amax(1) > 0).all())
 
 
+def test_batches_are_pieces_of_one_order_after_another(tmp_path: Path) -> None:
+    objective, _ = start(tmp_path, MTT, MTTConfig)
+    objective.setting.augmentation = None
+    images, labels = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 8, 8), torch.arange(3)
+    found = [make(images, labels) for make in objective._batches(images)]
+    assert [len(seen) for seen, _ in found] == [2, 1, 2, 1]
+    assert all(torch.equal(seen[:, 0, 0, 0], wanted.float()) for seen, wanted in found)
+    for pieces in (found[:2], found[2:]):
+        assert sorted(torch.cat([wanted for _, wanted in pieces]).tolist()) == [0, 1, 2]
+
+
 def test_tesla_is_mtt_for_one_inner_step(tmp_path: Path) -> None:
     one = {"inner_steps": 1}
     mine, theirs = start(tmp_path, MTT, MTTConfig, **one), start(tmp_path, TESLA, TESLAConfig, **one)

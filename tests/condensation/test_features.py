@@ -411,9 +411,20 @@ def test_learned_frequencies_start_as_normal_ones_and_raise_the_distance() -> No
     taken = setting.new_network()
     taken.load_state_dict(weights)
     method.networks.take = lambda: taken.requires_grad_(False)  # type: ignore[method-assign]
-    values = [float(method.terms(synthetic)["distance"].detach()) for _ in range(60)]
+    values = [float(method.terms(synthetic)["distance"].detach())]
+    assert method.sampler is not None
+    # Adam's first step is its rate long.
+    assert method.sampler.outer.bias.abs().max().item() == pytest.approx(1e-2, rel=1e-3)
+    values += [float(method.terms(synthetic)["distance"].detach()) for _ in range(59)]
     assert np.mean(values[-10:]) > 1.1 * np.mean(values[:3])
     assert synthetic.images.grad is None
+
+
+@pytest.mark.parametrize("interpolate", [False, True])
+def test_networks_lie_before_their_trained_weights_only_where_asked(interpolate: bool) -> None:
+    setting = make_setting(dtype=torch.float32, nets="trained", net_pool=1, net_steps=2)
+    networks = NCFM(setting, NCFMConfig(interpolate=interpolate, calibration=0.0)).networks
+    assert (networks.between(0.5) is networks.take()) is not interpolate
 
 
 def test_by_default_ncfm_colours_crops_and_cuts_out_at_every_step() -> None:

@@ -127,19 +127,28 @@ def test_gradients_by_finite_differences_reach_all_images_and_labels() -> None:
 
 
 def test_a_network_step_is_adam_on_half_the_squared_error() -> None:
-    objective = make()
+    objective = make(FRePoConfig(target_batch=12, mirror=False, net_lr=0.02))
     synthetic = start(objective)
     index = objective.current
     copy = make()
     copy.load_state_dict(objective.state_dict())
     objective.advance(synthetic)
-    twin, optimizer = copy.pool[index], copy.optimizers[index]
+    twin = copy.pool[index]
+    optimizer = torch.optim.Adam(twin.parameters(), 0.02)
     loss = 0.5 * ((twin(synthetic.images.detach()) - synthetic.targets().detach()) ** 2).sum() / 8
     loss.backward()
     optimizer.step()
     for one, other in zip(objective.pool[index].parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     assert synthetic.images.grad is None
+
+
+def test_a_network_step_sees_so_many_images_at_most() -> None:
+    objective = make(FRePoConfig(target_batch=12, mirror=False, net_batch=3))
+    seen: list[int] = []
+    objective.pool[objective.current].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    objective.advance(start(objective))
+    assert seen == [3]
 
 
 def test_networks_are_renewed_at_staggered_ages() -> None:

@@ -274,6 +274,15 @@ def test_objective_equals_a_plain_loop_over_classes(name: str, batch_norm: bool)
         assert bool((gradient.flatten(1).norm(dim=1) > 0).all())
 
 
+def test_idc_matches_so_many_small_images_of_a_class_and_step() -> None:
+    setting, synthetic = make_setting(), make_synthetic(factor=2)
+    (term,) = IDC(setting, IDCConfig(real_batch=4, synthetic_batch=3)).terms(synthetic).values()
+    (gradient,) = torch.autograd.grad(term, synthetic.images)
+    patches = gradient.unfold(2, 4, 4).unfold(3, 4, 4)[:, 0]  # (6, 2, 2, 4, 4)
+    used = patches.abs().sum((3, 4)) > 0
+    assert [int(used[synthetic.labels == label].sum()) for label in range(CLASSES)] == [3] * CLASSES
+
+
 def test_dcs_gradient_is_that_of_finite_differences() -> None:
     synthetic, step = make_synthetic(), 1e-6
 
@@ -361,6 +370,23 @@ def test_five_steps_are_two_and_three(name: str, batch_norm: bool) -> None:
     torch.set_rng_state(saved[3])
     steps(objective, part, trainer, 2, 5)
     assert torch.equal(part.images, whole.images)
+
+
+def test_networks_learn_from_the_set_by_plain_descent_on_its_labels() -> None:
+    setting, images = make_setting(), make_synthetic().images.detach()
+    logits = torch.randn(6, CLASSES, dtype=torch.float64)
+    synthetic = Synthetic(images, torch.tensor([0, 0, 1, 2, 2, 2]), label_logits=logits)
+    twin = next_network(setting)
+    objective = DC(setting, DCConfig(real_batch=4, outer=2, inner=2, net_lr=0.3))
+    objective.terms(synthetic)
+    objective.advance(synthetic)
+    for _ in range(2):
+        loss = -(logits.softmax(1) * twin(images).log_softmax(1)).sum(1).mean()
+        gradients = torch.autograd.grad(loss, list(twin.parameters()))
+        with torch.no_grad():
+            torch._foreach_add_(list(twin.parameters()), gradients, alpha=-0.3)
+    for name, tensor in objective.state_dict()["network"].items():
+        torch.testing.assert_close(tensor, twin.state_dict()[name], rtol=1e-7, atol=1e-9)
 
 
 def test_a_network_serves_outer_matches() -> None:

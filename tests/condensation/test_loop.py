@@ -66,6 +66,22 @@ def test_adam_and_its_decoupled_decay_are_the_papers(optimizer: str, schedule: s
         torch.testing.assert_close(found.detach(), torch.from_numpy(np.asarray(value)), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_descents_momentum_is_the_images_own(schedule: str) -> None:
+    """SGD by hand; labels and rate have a momentum of 0.9, whatever the images'."""
+    synthetic, trainer = make(optimizer="sgd", image_lr=1e-3, image_momentum=0.5, label_lr=0.02, schedule=schedule)
+    wanted = [p.detach().numpy().copy() for p in synthetic.parameters().values()]
+    moving = [np.zeros_like(value) for value in wanted]
+    for step in range(3):
+        trainer.step(loss(synthetic, step), step / 3)
+        factor = 0.5 * (1 + math.cos(math.pi * step / 3)) if schedule == "cosine" else 1.0
+        for i, (momentum, rate) in enumerate([(0.5, 1e-3), (0.9, 0.02), (0.9, 0.01)]):
+            moving[i] = momentum * moving[i] + gradient(wanted[i], i, step)
+            wanted[i] = wanted[i] - rate * factor * moving[i]
+    for found, value in zip(synthetic.parameters().values(), wanted, strict=True):
+        torch.testing.assert_close(found.detach(), torch.from_numpy(np.asarray(value)), rtol=1e-12, atol=1e-14)
+
+
 def test_adamw_goes_on_where_it_was() -> None:
     whole, trainer = make(optimizer="adamw", image_lr=0.01)
     for step in range(4):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -21,7 +24,7 @@ from datafree.condensation.trained import trained_network, training_steps
 from datafree.data import load_data
 from datafree.data.formation import decode, encode
 from datafree.data.mixing import random_resized_crop
-from datafree.data.tensors import to_float
+from datafree.data.tensors import augment, to_float
 from datafree.domain import Domain
 from datafree.models import build_model
 from datafree.teacher import Normalised
@@ -172,6 +175,19 @@ def test_rded_takes_the_best_crop_of_the_best_images(three: Setting, monkeypatch
     torch.testing.assert_close(logits.softmax(1), network(images).softmax(1))
 
 
+def test_rded_looks_at_so_many_crops_of_so_many_images(three: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat_teacher(monkeypatch, three)
+    asked: list[tuple[int, float]] = []
+
+    def crop(images: Tensor, smallest: float, _: torch.Generator) -> Tensor:
+        asked.append((len(images), smallest))
+        return images
+
+    monkeypatch.setattr(rded, "random_resized_crop", crop)
+    rded.RDED(three, rded.RDEDConfig(candidates=6, crops=2, smallest_crop=0.4)).build(COUNTS)
+    assert asked == [(12, 0.4)] * 3
+
+
 def test_rded_stitches_crops_and_averages_their_labels(three: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     network = flat_teacher(monkeypatch, three)
     images, logits = rded.RDED(three, rded.RDEDConfig(tiles=2)).build(COUNTS)
@@ -212,6 +228,27 @@ def test_rded_says_what_is_wrong(wrong: dict[str, Any]) -> None:
 
 def weights(network: nn.Module) -> Tensor:
     return torch.cat([p.flatten() for p in network.parameters()])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_is_its_recipe_written_down(three: Setting, flip: bool) -> None:
+    """SGD with Nesterov momentum and decay, a cosine, and whole batches of one order after another."""
+    three.domain = dataclasses.replace(three.domain, flip=flip)
+    recipe = trained.Recipe(steps=5, lr=0.1, batch_size=16, weight_decay=0.05)
+    network, rng = three.new_network(), torch.Generator().manual_seed(5)
+    twin = copy.deepcopy(network)
+    trained.train(network, three, recipe, torch.Generator().manual_seed(5))
+    optimizer = torch.optim.SGD(twin.parameters(), 0.1, 0.9, weight_decay=0.05, nesterov=True)
+    for step in range(5):
+        if step % 3 == 0:  # 60 images are three batches of 16, and 12 that are left out
+            order = torch.randperm(60, generator=rng)
+        rows = order[16 * (step % 3) :][:16]
+        images = augment(to_float(three.real.x[rows]), rng, pad=1, flip=flip)
+        optimizer.zero_grad()
+        torch.autograd.backward(F.cross_entropy(twin(images), three.real.y[rows]))
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * step / 5))
+        optimizer.step()
+    torch.testing.assert_close(weights(network), weights(twin), rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_is_found_again_and_the_run_draws_the_same_numbers(

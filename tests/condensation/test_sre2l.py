@@ -99,6 +99,14 @@ def test_recovery_equals_the_published_code(monkeypatch: pytest.MonkeyPatch, scr
 GREY = Domain(name="grey", shape=(1, 8, 8), classes=3, mean=(0.4,), std=(0.3,), flip=False)
 
 
+def test_statistics_are_those_of_so_many_images_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, seen = ConvBN(1, classes=3), list[int]()
+    objective = method(monkeypatch, network, GREY, SRe2LConfig(recover_batch=4))
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    objective.terms(Synthetic(torch.rand(6, 1, 8, 8), torch.arange(3).repeat_interleave(2)))
+    assert seen == [3, 3]
+
+
 def test_terms_are_deep_inversions_of_normalised_images(monkeypatch: pytest.MonkeyPatch) -> None:
     network = ConvBN(1, classes=3)
     network(torch.randn(20, 1, 8, 8))  # statistics to remember

@@ -125,6 +125,37 @@ def test_warm_up_is_a_share_of_the_rounds_of_a_run_of_steps() -> None:
     assert method.trace[:4] == ["update", "update", "update", "step"]
 
 
+def test_a_warm_up_goes_on_where_it_was() -> None:
+    at, clock = setting(), Clock(steps=8)
+    first, again = (alternation(Counting(at, student_steps=2, warmup=0.5), at) for _ in range(2))
+    for _ in range(3):  # of four rounds: as many as the run's student steps need
+        first.advance(clock)
+        assert not first.terms(clock)
+    again.load_state_dict(first.state_dict())
+    assert again.warming_up(clock)
+    again.advance(clock)
+    assert not again.warming_up(clock)
+
+
+def test_a_methods_schedules_follow_the_student_and_not_the_warm_up() -> None:
+    source, clock = alternation(Counting(at := setting()), at), Clock(seconds=100.0)
+    clock._read = 40.0
+    clock.begin_step()
+    clock.step, clock._read = 10, 70.0
+    source.advance(clock)
+    assert at.pace.fraction == 0.5
+
+
+def test_a_method_may_look_at_what_the_student_made_of_its_batch() -> None:
+    method, seen = Counting(at := setting()), list[tuple[Batch, Tensor, Tensor]]()
+    method.observe = lambda *given: seen.append(given)  # type: ignore[attr-defined]
+    alternation(method, at).terms(Clock(steps=5))
+    ((batch, student, teacher),) = seen
+    torch.testing.assert_close(teacher, at.teacher(batch.images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(student, at.student(batch.images))
+    assert not student.requires_grad
+
+
 def test_a_run_shorter_than_a_round_has_a_round_that_is_no_warm_up() -> None:
     at = setting()
     method, warming = Counting(at, student_steps=20, warmup=0.1), list[bool]()
@@ -168,6 +199,13 @@ def test_teacher_and_student_see_the_same_crops() -> None:
     reference = copy.deepcopy(at.student).train()
     terms = alternation(Counting(at), at, augmented=True).terms(Clock(steps=5))
     torch.testing.assert_close(terms["kl"], losses.kl(reference(images), at.teacher(images), 4.0))
+
+
+def test_a_student_that_was_evaluated_goes_on_in_training_mode() -> None:
+    at = setting()
+    at.student.eval()
+    assert alternation(Counting(at), at).terms(Clock(steps=5))
+    assert all(module.training for module in at.student.modules())
 
 
 def test_no_gradient_reaches_the_teacher() -> None:

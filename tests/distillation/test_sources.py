@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from unittest.mock import Mock
 
 import pytest
@@ -95,6 +96,19 @@ def test_a_condensed_set_is_cropped_once_and_real_images_too() -> None:
     stored = (noise() * 255).round().to(torch.uint8)
     shown = RealImages(setting(), stored).sample(12).images
     assert all(any(torch.equal(image, each) for each in stored.float() / 255) for image in shown)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_images_are_mirrored_only_where_labels_allow(flip: bool) -> None:
+    at = dataclasses.replace(setting(), domain=dataclasses.replace(DOMAIN, flip=flip))
+    assert ("flip" in CondensedImages(at, condensed(noise())).augmentation.families) == flip
+
+
+def test_of_several_images_in_one_each_is_shown_by_itself() -> None:
+    stored = torch.tensor([[0.1, 0.3], [0.5, 0.7]]).repeat_interleave(4, 0).repeat_interleave(4, 1).expand(1, 3, 8, 8)
+    held = CondensedSet(images=stored, labels=torch.tensor([2]), domain=DOMAIN, factor=2)
+    shown = CondensedImages(setting(), held).images
+    torch.testing.assert_close(shown, torch.tensor([0.1, 0.3, 0.5, 0.7]).view(4, 1, 1, 1).expand(4, 3, 8, 8))
 
 
 @pytest.mark.parametrize(("n", "theirs"), [(8, 4), (7, 4), (1, 1)])

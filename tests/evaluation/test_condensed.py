@@ -95,21 +95,21 @@ def test_several_networks() -> None:
     assert result["arch"] == "convnet3"
 
 
-def test_a_sets_tiles_are_for_the_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random real images are whole: nothing of them is shuffled or enlarged."""
+def test_a_sets_tiles_and_rate_are_for_the_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random real images are whole: nothing of them is shuffled or enlarged. Their rate is the protocol's."""
     data, x, y = digits()
-    seen: list[tuple[int, float]] = []
+    seen: list[tuple[int, float, float | None]] = []
 
-    def train(*given: object, **_: object) -> list[nn.Module]:
+    def train(*given: object, lr: float | None = None, **_: object) -> list[nn.Module]:
         protocol = given[3]
         assert isinstance(protocol, Protocol)
-        seen.append((protocol.patches, protocol.smallest_crop))
+        seen.append((protocol.patches, protocol.smallest_crop, lr))
         return [nn.Sequential(nn.Flatten(), nn.Linear(64, 10))]
 
     monkeypatch.setattr(condensed, "train_networks", train)
-    score_set(x[:20], y[:20], data, "rded", networks=1, tiles=2)
+    score_set(x[:20], y[:20], data, "rded", networks=1, tiles=2, lr=0.3)
     score_set(x[:20], y[:20], data, "rded", networks=1)
-    assert seen == [(2, 0.5), (1, 1.0), (1, 1.0), (1, 1.0)]
+    assert seen == [(2, 0.5, 0.3), (1, 1.0, None), (1, 1.0, None), (1, 1.0, None)]
 
 
 def test_soft_labels() -> None:

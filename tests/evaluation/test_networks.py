@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from datafree.data import get_split, load_data
 from datafree.data.augmentation import apply, draw, parse_augmentation
+from datafree.data.mixing import Mixed, cutmix, random_resized_crop, shuffle_patches
 from datafree.data.tensors import to_float
 from datafree.domain import DOMAINS
 from datafree.evaluation.accuracy import evaluate
@@ -127,6 +129,47 @@ def test_a_teachers_labels() -> None:
     assert [len(batch) for batch in seen] == [8, 8, 4] * 5
     with pytest.raises(ValueError, match="give a teacher"):
         train_networks(make, images, labels, protocol, DIGITS, generator())
+
+
+@pytest.mark.parametrize("labels", ["own", "teacher"])
+def test_a_step_on_mixed_images(labels: Literal["own", "teacher"]) -> None:
+    """Written down plainly: shuffled strips, crops, augmentation, CutMix, and labels by area or at a temperature."""
+    images, numbers = a_set()
+    protocol = Protocol(
+        epochs=1, batch_size=20, lr=0.1, momentum=0.0, weight_decay=0.0, cutmix=1.0, patches=2, smallest_crop=0.5,
+        labels=labels, temperature=3.0 if labels == "teacher" else 1.0, augmentation="color_crop", mode="all",
+    )  # fmt: skip
+    teacher = make()
+    given = train_network(make, images, numbers, protocol, DIGITS, seed=1, teacher=teacher)
+
+    torch.manual_seed(1)
+    wanted, rng = make(), generator(1)
+    rows = torch.randperm(20, generator=rng)
+    batch = random_resized_crop(shuffle_patches(images[rows], 2, rng), 0.5, rng)
+    augmentation = parse_augmentation("color_crop", mode="all", mean=DIGITS.mean, std=DIGITS.std)
+    batch = apply(batch, draw(augmentation, 20, rng), augmentation)
+    torch.rand((), generator=rng)  # whether the batch is mixed
+    batch, order, share = cutmix(batch, rng)
+    own = F.one_hot(numbers[rows], 10).double()
+    soft = share * own + (1 - share) * own[order] if labels == "own" else (teacher(batch) / 3).softmax(1)
+    logits = wanted(batch) / (1 if labels == "own" else 3)
+    torch.autograd.backward(-(soft.detach() * logits.log_softmax(1)).sum(1).mean())
+    for after, before in zip(given.parameters(), wanted.parameters(), strict=True):
+        assert before.grad is not None
+        torch.testing.assert_close(after, before - 0.1 * before.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_part_of_the_batches_is_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed: list[int] = []
+
+    def counted(images: Tensor, rng: torch.Generator) -> Mixed:
+        mixed.append(len(images))
+        return cutmix(images, rng)
+
+    monkeypatch.setattr("datafree.evaluation.networks.cutmix", counted)
+    images, labels = a_set()
+    train_network(make_mlp, images.float(), labels, Protocol(epochs=60, cutmix=0.25), DIGITS, seed=1)
+    assert 5 <= len(mixed) <= 25  # of 60 batches a quarter, 15, and three standard deviations of 3.4
 
 
 def test_the_sets_own_rate_replaces_the_protocols() -> None:

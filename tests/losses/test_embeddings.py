@@ -132,10 +132,18 @@ def test_characteristic_function_distance_with_equal_parts_is_the_mean_modulus()
     assert found.item() == pytest.approx(np.sqrt(0.3) * np.abs(p - q).mean(), rel=1e-9)
 
 
+def test_characteristic_function_distance_as_the_equation_is_written() -> None:
+    x, y, t = features(7, 3).detach(), features(4, 3).detach(), features(9, 3).detach()
+    p, q = (np.exp(1j * (t.numpy() @ v.numpy().T)).mean(1) for v in (x, y))
+    phases = 2 * (abs(p) * abs(q) - p.real * q.real - p.imag * q.imag)
+    found = losses.characteristic_function_distance(x, y, t, 0.3, 0.7)
+    assert found.item() == pytest.approx(np.sqrt(0.3 * (abs(p) - abs(q)) ** 2 + 0.7 * phases).mean(), rel=1e-9)
+
+
 def test_weights_of_frequencies_repeat_them() -> None:
     x, y, t = features(7, 3).detach(), features(4, 3).detach(), features(3, 3).detach()
-    weighted = losses.characteristic_function_distance(x, y, t, weights=torch.tensor([2.0, 0.0, 1.0]).double())
-    torch.testing.assert_close(weighted, losses.characteristic_function_distance(x, y, t[[0, 0, 2]]))
+    weighted = losses.characteristic_function_distance(x, y, t, weights=torch.tensor([3.0, 0.0, 1.0]).double())
+    torch.testing.assert_close(weighted, losses.characteristic_function_distance(x, y, t[[0, 0, 0, 2]]))
 
 
 def test_characteristic_function_distance_of_close_features_survives_float32() -> None:

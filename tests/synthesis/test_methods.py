@@ -81,9 +81,12 @@ def setting(domain: Domain = COLOUR, batch_size: int = 8) -> Setting:
     )
 
 
+def known_to(name: str) -> set[str]:
+    return {f.name for f in fields_of(load_method(name).Config)}
+
+
 def build(name: str, at: Setting, **values: Any) -> Any:
-    method = load_method(name)
-    known = {f.name for f in fields_of(method.Config)}
+    method, known = load_method(name), known_to(name)
     return method(at, method.Config(**{k: v for k, v in {**NARROW, **values}.items() if k in known}))
 
 
@@ -95,6 +98,30 @@ FED = [
         ("bank", "fresh", "last") if any(f.name == "feed" for f in fields_of(load_method(name).Config)) else [""]
     )
 ]
+
+# Two values of what a method may take from its configuration and then forget; its own tests know what they do.
+TWO: dict[str, tuple[Any, Any]] = {
+    "distance": ("kl", "l1"),
+    "masked": (False, True),
+    "student_mode": ("eval", "train"),
+    "output": ("sigmoid", "standardised"),
+    "sample_mode": ("eval", "train"),
+    "latent_lr": (1e-3, 1e-1),
+    "meta_lr": (1e-3, 1e-1),
+    "memory_lr": (1e-4, 1e-2),
+    "bn_momentum": (0.0, 0.5),
+    "first_bn": (1.0, 3.0),
+    "contrast_temperature": (0.1, 1.0),
+    "pixel_lr": (1e-2, 1e-1),
+    "pixel_betas": ((0.5, 0.9), (0.9, 0.999)),
+    "rise": (0.0, 0.5),
+}
+OPTIONS = [(name, option) for name in METHODS for option in TWO if option in known_to(name)]
+
+
+def follows_the_prior(name: str) -> bool:
+    method = load_method(name)
+    return "balance" in TERMS[name] and bool(method.follows_prior(method.Config()))
 
 
 def hooks(module: nn.Module) -> int:
@@ -254,6 +281,35 @@ def test_same_seed_same_images(name: str) -> None:
     assert torch.equal(*drawn)
 
 
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_no_option_goes_unread(name: str, option: str) -> None:
+    made = []
+    for value in TWO[option]:
+        steps = 2 if option == "latent_lr" else 1  # latents that have moved are seen in a second step alone
+        options = {"masked": False, "generator_steps": steps, "feed": "fresh", option: value}
+        method = build(name, setting(GREY), **options)
+        terms = [method.update() for _ in range(2)]
+        made.append((terms, method.sample(8).images))
+    assert not same(*made)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "sample_mode" in known_to(name)])
+def test_a_generator_that_is_sampled_in_evaluation_mode_learns_in_training_mode(name: str) -> None:
+    method = build(name, setting(GREY), feed="fresh", sample_mode="eval", generator_steps=1)
+    method.sample(4)
+    method.update()
+    assert all(module.training for module in method.imaging.generator.modules())
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if follows_the_prior(name)])
+def test_classes_are_asked_for_in_their_shares(name: str) -> None:
+    terms = []
+    for prior in (None, torch.tensor([0.8, 0.2, 0.0])):
+        at = dataclasses.replace(setting(GREY), prior=prior)
+        terms.append(build(name, at, generator_steps=1).update()["balance"])
+    assert terms[0] != terms[1]
+
+
 @pytest.mark.parametrize("name", ONE_STEP)
 def test_images_made_are_counted_and_kept(name: str) -> None:
     method = build(name, setting(), feed="bank", bank=20, generator_steps=1, synthesis_batch=6)
@@ -366,9 +422,10 @@ def test_dfads_milestones_are_shares_of_the_run() -> None:
         build("dfad", setting(), generator_milestones=(100.0, 200.0))
 
 
-@pytest.mark.parametrize(("weight", "term"), [("adv", "adv"), ("bn", "bn")])
-def test_dfq_leaves_out_what_weighs_nothing(weight: str, term: str) -> None:
-    assert term not in build("dfq", setting(), **{weight: 0.0}).update()
+@pytest.mark.parametrize("term", ["adv", "bn"])
+@pytest.mark.parametrize("name", ["dfq", "nayer", "fast", "cmi", "deepinversion"])
+def test_what_weighs_nothing_is_left_out(name: str, term: str) -> None:
+    assert set(build(name, setting(GREY), generator_steps=1, **{term: 0.0}).update()) == TERMS[name] - {term}
 
 
 def test_terms_go_down_where_a_generator_is_trained() -> None:

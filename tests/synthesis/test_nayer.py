@@ -79,17 +79,21 @@ def test_terms_are_the_equation(masked: bool) -> None:
     assert terms["bn"] == pytest.approx(2 * losses.batch_norm_statistics(view.statistics).item(), rel=1e-4)
 
 
-def test_the_networks_look_at_cropped_images() -> None:
+def test_both_networks_look_at_the_cropped_images() -> None:
     at = setting()
-    view, looks = at.view, list[int]()
+    view, shown, looks = at.view, list[Tensor](), list[Tensor]()
 
     def watch(images: Tensor) -> Tensor:
-        looks.append(len(images))
-        return view(images)
+        shown.append(view(images))
+        return shown[-1]
 
     at.view = watch  # type: ignore[method-assign]
+    for network in (at.teacher.classifier, at.student):
+        network.register_forward_pre_hook(lambda _, inputs: looks.append(inputs[0]))
     build(at, generator_steps=3).update()
-    assert looks == [8, 8, 8]
+    assert [len(images) for images in shown] == [8, 8, 8]
+    twice = [images for images in shown for _ in range(2)]
+    assert all(torch.equal(one, other) for one, other in zip(looks, twice, strict=True))
 
 
 def test_a_batch_holds_every_class_in_turn_and_draws_for_the_rest() -> None:

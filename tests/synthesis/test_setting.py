@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -92,6 +93,14 @@ def test_the_students_mode_is_put_back_after_an_error_too(toy: Toy, was: bool) -
         with pytest.raises(KeyError):
             fail(mode)
         assert student.training == was
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_views_are_cropped_by_the_width_and_mirrored_by_the_domain(toy: Toy, flip: bool) -> None:
+    at = toy(domain=dataclasses.replace(toy().domain, shape=(3, 8, 16), flip=flip))
+    views = at.view(torch.linspace(0.1, 1, 16).expand(300, 3, 8, 16))[:, 0]  # brighter to the right
+    assert (views > 0).any(2).sum(1).min() == 8 - 16 // 8
+    assert (views[:, 4, 5] > views[:, 4, 10]).any() == flip
 
 
 @pytest.mark.parametrize("flip", [False, True])

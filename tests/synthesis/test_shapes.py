@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.domain import Domain
+from datafree.synthesis import shapes
 from datafree.synthesis.blend import Blend, BlendConfig
 from datafree.synthesis.setting import Pace, Setting
 from datafree.synthesis.shapes import CHUNK, ShapeBank, draw_shapes
@@ -31,8 +32,8 @@ class Brightness(nn.Module):
 def bank_of(capacity: int = 400, **values: Any) -> ShapeBank:
     teacher = Teacher(Brightness(), (0.0,), (1.0,))
     setting = Setting(
-        teacher=teacher, student=nn.Identity(), domain=GREY, batch_size=64,
-        rng=torch.Generator().manual_seed(3), device=torch.device("cpu"), **{"pace": Pace(steps=30), **values},
+        teacher=teacher, student=nn.Identity(), batch_size=64, rng=torch.Generator().manual_seed(3),
+        device=torch.device("cpu"), **{"domain": GREY, "pace": Pace(steps=30), **values},
     )  # fmt: skip
     return ShapeBank(setting, capacity)
 
@@ -97,6 +98,31 @@ def test_of_each_class_the_latest_stay():
         latest = (images[classes == c][-2:] * 255).round().to(torch.uint8)
         held = {bytes(i.flatten().tolist()) for i in bank.images[c]}
         assert {bytes(i.flatten().tolist()) for i in latest} <= held
+
+
+def test_half_are_strokes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shapes, "strokes", lambda draw: torch.zeros(draw.n, 1, draw.height, draw.width))
+    images = draw_shapes(7, (1, 8, 8), torch.Generator().manual_seed(0))
+    assert images.flatten(1).any(1).tolist() == [True] * 3 + [False] * 4
+
+
+def test_shapes_of_bright_data_are_the_negatives():
+    held = []
+    for mean in (0.2, 0.8):
+        bank = bank_of(capacity=4000, pace=Pace(steps=1), domain=dataclasses.replace(GREY, mean=(mean,)))
+        bank.refill()
+        held.append(bank.images[(bank.images > 0).flatten(2).any(2)].float().mean().item())
+    assert abs(held[0] - 127.5) > 2
+    assert held[0] + held[1] == pytest.approx(255, abs=0.5)
+
+
+def test_classes_fill_their_places_in_order():
+    bank = bank_of(capacity=4000, pace=Pace(steps=1))
+    bank.refill()
+    for images, count in zip(bank.images, bank.added.tolist(), strict=True):
+        filled = images.flatten(1).any(1)
+        assert filled[:count].all(), "a place without a shape would be drawn, black"
+        assert not filled[count:].any()
 
 
 def test_the_first_round_keeps_to_the_runs_pace():

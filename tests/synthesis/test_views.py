@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from datafree.parallel import shard
 from datafree.synthesis.views import RATIOS, Boxes, draw_boxes, local_view, resized_crops
 
 
@@ -91,6 +93,23 @@ def test_a_local_view_is_drawn_from_the_generator_it_is_given() -> None:
     assert one.shape == images.shape
     assert one.min() >= 0
     assert one.max() <= 1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_local_view_mirrors_only_where_labels_allow(flip: bool) -> None:
+    brighter_to_the_right = torch.linspace(0, 1, 8).expand(200, 1, 8, 8)
+    views = local_view(brighter_to_the_right, torch.Generator().manual_seed(1), flip=flip)
+    mirrored = views[:, 0, 0, 0] > views[:, 0, 0, -1]
+    assert mirrored.float().mean().item() == pytest.approx(0.5 if flip else 0.0, abs=0.15)
+
+
+def test_two_processes_have_the_local_views_of_one(in_two: Callable[[Callable[[], Tensor]], list[Tensor]]) -> None:
+    images = torch.rand(6, 3, 8, 8)
+
+    def work() -> Tensor:
+        return local_view(shard(images), torch.Generator().manual_seed(1), flip=True)
+
+    assert torch.equal(torch.cat(in_two(work)), work())
 
 
 def test_autocast_moves_no_place() -> None:
