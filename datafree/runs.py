@@ -41,12 +41,16 @@ class WriteError(ValueError):
     """The disk is full or the folder takes no files: no fault of what was to be written."""
 
 
-def atomic_write(path: Path, content: bytes | memoryview) -> None:
+def atomic_write(path: Path, content: bytes | memoryview | str) -> None:
     """Writes a temporary file beside `path`, syncs and renames it: `path` has the old or the new content, never a part.
+
+    Text is written as UTF-8; what of a file's name cannot be, by its number.
 
     Raises:
         WriteError: the folder cannot be written or has no space left; what stood there before still stands.
     """
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _writing(path):
         try:
@@ -138,7 +142,7 @@ class Run:
                 else "give another --out, or --force"
             )
             raise ValueError(f"{self.path} is not empty (it holds {held[0]}): {advice}")
-        known = {*_MARKS, "labels.safetensors"} & set(held)
+        known = set(_MARKS) & set(held)
         for ours in (*_OURS, *_NETWORKS, *(_COMMON if known else ()), *_MARKS):
             _remove(self.path / ours)
 

@@ -79,6 +79,16 @@ def test_a_write_that_fails_leaves_the_old_content(
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.picture("step-1", b"old")
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(ValueError, match=r"cannot write .*step-1\.png"):
+        run.picture("step-1", b"new")
+    assert (tmp_path / "images" / "step-1.png").read_bytes() == b"old"
+    assert names(tmp_path / "images") == ["step-1.png"]
+
+
 @pytest.mark.slow
 def test_a_real_limit_on_the_files_size_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     """A process that may write no more than 20 kB a file: the larger checkpoint fails, the smaller one stands."""
@@ -348,6 +358,18 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path, content: dict[
     assert names(tmp_path) == list(content)
 
 
+def test_force_leaves_a_folder_alone_that_merely_has_names_like_ours(tmp_path: Path) -> None:
+    others = ("images/precious.png", "labels.safetensors", "tensorboard/events")
+    fill(tmp_path, *others)
+    with Run.create(tmp_path, "x", force=True):
+        assert {name for name in others if (tmp_path / name).is_file()} == set(others)
+
+
+def test_names_that_are_no_utf_8_do_not_stop_a_file(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "a.txt", "caf\udce9 é")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "caf\\udce9 é"
+
+
 def test_force_removes_a_runs_own_files_and_no_others(tmp_path: Path) -> None:
     fill(tmp_path, *OURS, "run.json", "thesis.tex")
     with Run.create(tmp_path, "x", force=True):
@@ -470,3 +492,22 @@ def test_environment_is_plain(tmp_path: Path) -> None:
     assert torch.__version__.startswith(about["versions"]["torch"].split("+")[0])
     assert about["machine"]["device"] == "cpu"
     assert 1 < runs.peak_rss_mb() < 1e5
+
+
+@pytest.mark.parametrize(("step", "purged"), [(0, None), (7, 7)])
+def test_tensorboard_forgets_what_came_after_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, purged: int | None
+) -> None:
+    asked: list[Any] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int | None) -> None:
+            asked.append(purge_step)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", Writer)
+    run = Run(tmp_path)
+    run.start_log(0, step)
+    run.close()
+    assert asked == [purged]

@@ -29,7 +29,7 @@ from datafree.runs import WriteError, write_json
 from datafree.tables.defaults import defaults_of
 from datafree.tables.loading import load_table
 from datafree.tables.results import lacking, make_content
-from datafree.tables.specs import Cell, with_budget
+from datafree.tables.specs import Cell, find_tables, with_budget
 from datafree.training import TermError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -83,15 +83,32 @@ def as_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trained_teacher(recipe: Mapping[str, Any], download: bool = False) -> Path:
-    """The folder of a network trained by the recipe (options of `pretrain`); trained once, kept in the cache."""
+    """The folder of a network trained by the recipe (options of `pretrain`); trained once, kept in the cache.
+
+    One that was interrupted goes on. Other defaults, or other files of data that a path names, make another network.
+    """
     from datafree import jobs
 
-    text = json.dumps(dict(recipe), sort_keys=True)
+    held = [dict(recipe), defaults_of("pretrain", recipe), data_state(str(recipe.get("data", "")))]
+    text = json.dumps(held, sort_keys=True)
     folder = cache_folder() / "teachers" / hashlib.sha256(text.encode()).hexdigest()[:16]
     with locked(folder.parent / f"{folder.name}.lock"):
-        if not (folder / "result.json").is_file():
+        begun = (folder / "run.json").is_file()
+        if not (folder / "result.json").is_file() and not (begun and _gone_on(jobs.resume_pretrain, folder)):
             jobs.pretrain(PretrainConfig(**as_keywords(recipe), download=download), out=folder, force=True)
     return folder
+
+
+def data_state(name: str) -> str | None:
+    """What tells the data behind npz:FILE or imagefolder:PATH from others of that name; None for a data set's name."""
+    kind, _, where = name.partition(":")
+    if kind not in ("npz", "imagefolder"):
+        return None
+    path = Path(where).expanduser()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(str(file), file.stat()) for file in files if file.is_file()]
+    seen = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def tested_on(cell: Cell) -> str | None:
@@ -258,6 +275,11 @@ def main() -> int:
     if order["budget"]:
         cells = tuple(with_budget(cell, order["budget"]) for cell in cells)
     cell = next(cell for cell in cells if cell.name == order["cell"])
+    # What a person types for this; the run writes it down. A length that was given takes the place of the table's.
+    length = ["--budget", order["budget"]] if order["budget"] else []
+    named = [f"{cell.group}/{cell.row}" if length else cell.name, *length, "--seeds", str(order["seed"] + 1)]
+    table = cell.table if cell.table in find_tables() else order["table"]
+    sys.argv = ["__main__.py", "reproduce", table, "--cell", *named]
     try:
         run_cell(
             cell,

@@ -183,7 +183,7 @@ def _execute(plan: CondensePlan, folder: Run, state: Mapping[str, Any] | None, s
         finally:
             folder.close()
             if session.main and (folder.path / "run.json").exists():
-                atomic_write(folder.path / "report.html", render_report(folder.path).encode())
+                atomic_write(folder.path / "report.html", render_report(folder.path))
     return Condensed(path=folder.path, metrics=metrics, set=result)
 
 

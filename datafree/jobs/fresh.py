@@ -11,8 +11,11 @@ from datafree import parallel
 from datafree.runs import CHECKPOINT, Run
 from datafree.training import TermError
 
-# What a run writes before its first row of measurements.
-_FIRST = ("run.json", "metrics.jsonl", "report.html", "tensorboard", "images", "teacher.safetensors")
+# What a run writes before its first row of measurements; one without rows (a selection) also its end.
+_FIRST = (
+    "run.json", "metrics.jsonl", "report.html", "tensorboard", "images", "teacher.safetensors", "condensed.safetensors",
+    "card.md",
+)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -173,7 +173,7 @@ def foreign_set(
     Pixels of a normalised set are cut to [0, 1], since it was learned without bounds.
 
     Raises:
-        ValueError: what the file holds does not fit.
+        ValueError: what the file holds does not fit; soft labels that are probabilities (they would be softmaxed again).
     """
     x, y = read_tensor(images), read_tensor(labels)
     if x.dim() != 4 or tuple(x.shape[1:]) != domain.shape:
@@ -188,6 +188,8 @@ def foreign_set(
     x = x.float().contiguous()
     check_images(x, domain)
     y = y.float() if y.is_floating_point() else y.long()
+    if y.is_floating_point() and y.dim() == 2 and len(y) and bool((y >= 0).all() & ((y.sum(1) - 1).abs() < 1e-3).all()):
+        raise ValueError("these look like probabilities: give logits, such as labels.clamp_min(1e-8).log()")
     return CondensedSet(images=x, labels=y, domain=domain, learning_rate=learning_rate, info={"method": "foreign"})
 
 
@@ -198,6 +200,7 @@ def read_tensor(source: str | Path | Tensor) -> Tensor:
         ValueError: the file cannot be read or holds something else.
     """
     if isinstance(source, Tensor):
+        _check_dense(source)
         return source.detach().cpu()
     path = Path(source)
     try:
@@ -221,7 +224,13 @@ def read_tensor(source: str | Path | Tensor) -> Tensor:
         ) from error
     if not isinstance(held, Tensor):
         raise ValueError(f"{path} holds {type(held).__name__}, not one tensor: save the tensor alone with torch.save")
+    _check_dense(held)
     return held.detach()
+
+
+def _check_dense(tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise ValueError("a sparse tensor: give tensor.to_dense()")
 
 
 def stored_counts(condensed: CondensedSet) -> list[int]:

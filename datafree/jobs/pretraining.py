@@ -292,7 +292,7 @@ def _execute(
     finally:
         folder.close()
         if main:
-            atomic_write(folder.path / "report.html", render_report(folder.path).encode())
+            atomic_write(folder.path / "report.html", render_report(folder.path))
 
 
 def _finish(task: _Task, file: Path) -> dict[str, Any]:

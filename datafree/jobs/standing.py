@@ -40,6 +40,8 @@ def locked(path: Path, *, wait: bool = True, remove: bool = False) -> Iterator[b
             except BlockingIOError:
                 yield False
                 return
+            except OSError:  # a file system without locks: runs are written there too
+                pass
             # Who held it may have removed the file, and a third may hold a newer one.
             if not _is_at(file.fileno(), path):
                 continue
@@ -81,13 +83,16 @@ def stands(cell: Cell, result: TableResult, retry: bool) -> bool:
 
 
 def make_room(cell: Cell, path: Path) -> None:
-    """Takes a result that does not stand away, and the run it came from. One of other defaults is kept as CELL-oldN."""
-    if outdated(cell, read_result(path)):
-        old = (path.with_name(f"{path.stem}-old{number}.json") for number in itertools.count(1))
-        path.rename(next(name for name in old if not name.exists()))
-    else:
-        path.unlink()
-    shutil.rmtree(work_of(path), ignore_errors=True)
+    """Takes a result that does not stand away, and the run it came from.
+
+    A result of other defaults is kept as CELL-oldN, and so is a run that was handed over.
+    """
+    olds = (path.with_name(f"{path.stem}-old{number}.json") for number in itertools.count(1))
+    old = next(name for name in olds if not name.exists() and not work_of(name).exists())
+    work = work_of(path)
+    handed_over = work.is_dir() and not (work / DEFAULTS).is_file()
+    path.rename(old) if outdated(cell, read_result(path)) else path.unlink()
+    work.rename(work_of(old)) if handed_over else shutil.rmtree(work, ignore_errors=True)
 
 
 def goes_on(work: Path, defaults: Mapping[str, Any]) -> bool:

@@ -181,5 +181,5 @@ def _execute(plan: Plan, run: Run, state: Mapping[str, Any] | None, say: Say, sh
         finally:
             run.close()
             if session.main and (run.path / "run.json").exists():
-                atomic_write(run.path / "report.html", render_report(run.path).encode())
+                atomic_write(run.path / "report.html", render_report(run.path))
     return Result(path=run.path, metrics=metrics, student=session.trainer.result.eval())

@@ -21,7 +21,7 @@ def write_set(folder: Path, condensed: CondensedSet, metrics: Mapping[str, Any])
     `torchvision.datasets.ImageFolder(FOLDER/images)` reads the class folders: their names begin with the class number.
     """
     atomic_write(folder / FILE, to_bytes(condensed))
-    atomic_write(folder / "card.md", card(condensed, metrics).encode())
+    atomic_write(folder / "card.md", card(condensed, metrics))
     images, _ = condensed.decoded()
     classes = condensed.classes()
     names = class_folders(condensed)
@@ -30,6 +30,7 @@ def write_set(folder: Path, condensed: CondensedSet, metrics: Mapping[str, Any])
             place = folder / "images" / names[label]
             place.mkdir(parents=True, exist_ok=True)
             atomic_write(place / f"{index:06d}.png", png_bytes(to_picture(image)))
+    (folder / "images").mkdir(exist_ok=True)
     order = torch.argsort(classes, stable=True)[:200]
     atomic_write(folder / "images" / "grid.png", png_bytes(grid(images[order])))
 

@@ -63,7 +63,7 @@ def write_comparison(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}; give another --out") from error
-    atomic_write(out, page.encode())
+    atomic_write(out, page)
     if tensorboard is not None:
         _write_tensorboard(Path(tensorboard), runs, [chart for charts in sections.values() for chart in charts])
     return _notes(runs)

@@ -58,9 +58,11 @@ class Reader:
         self.path = path
         toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
         try:
-            self.text = path.read_text(encoding="utf-8")
+            self.text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
         try:
             self.content: dict[str, Any] = toml.loads(self.text)
         except ValueError as error:

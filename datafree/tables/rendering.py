@@ -72,6 +72,11 @@ def _rows(cells: Sequence[Cell], found: dict[str, list[TableResult]], page: Path
     return [*(lines if run else []), *(["Not run: " + _not_run(rest), ""] if rest else [])]
 
 
+def in_cell(text: str) -> str:
+    """On one line, with no bar that would begin another cell."""
+    return " ".join(text.split()).replace("|", r"\|")
+
+
 def _not_run(cells: Sequence[Cell]) -> str:
     """By length and cost, each with what was published."""
     parts: dict[str, list[str]] = {}
@@ -92,7 +97,7 @@ def _row(cell: Cell, results: list[TableResult], head: list[str], page: Path, co
     done = [result.content for result in results if result.done]
     failed = [result for result in results if not result.done]
     values = {
-        "method": cell.title,
+        "method": in_cell(cell.title),
         "length": length(cell),
         "published": str(cell.published) if cell.published else "",
         "cost": cell.cost,
@@ -108,7 +113,7 @@ def _row(cell: Cell, results: list[TableResult], head: list[str], page: Path, co
         if cell.job == "condense":
             values |= _scores(done)
     if failed:
-        reason = " ".join(str(failed[0].content["error"]).split()).replace("|", r"\|")
+        reason = in_cell(str(failed[0].content["error"]))
         first = head[2]  # the accuracy, where that is what the table shows
         values[first] = f"{values[first]}; {len(failed)} failed: {reason}" if done else f"failed: {reason}"
     return [values.get(name, "") for name in head]
@@ -242,7 +247,7 @@ def _matrix(table: Table, found: dict[str, list[TableResult]], page: Path) -> li
     groups = [group for group in table.groups if any(cell.group == group for cell in table.cells)]
     titles = {cell.row: cell.title for cell in table.cells}
     lines = [
-        "| method | " + " | ".join(table.groups[group] for group in groups) + " |",
+        "| method | " + " | ".join(in_cell(table.groups[group]) for group in groups) + " |",
         "|" + "---|" * (len(groups) + 1),
     ]
     for row in rows:
@@ -250,7 +255,7 @@ def _matrix(table: Table, found: dict[str, list[TableResult]], page: Path) -> li
         for group in groups:
             cells = [cell for cell in table.cells if (cell.group, cell.row) == (group, row)]
             shown.append("; ".join(_brief(cell, found[cell.name], page) for cell in cells) or NOTHING)
-        lines.append(f"| {titles[row]} | " + " | ".join(shown) + " |")
+        lines.append(f"| {in_cell(titles[row])} | " + " | ".join(shown) + " |")
     quoted = any(cell.published for cell in table.cells)
     return [*lines, "", *(["In brackets: as published.", ""] if quoted else [])]
 

@@ -102,7 +102,19 @@ def without_folders(value: Any) -> Any:
         return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_folders(item) for item in value]
-    return re.sub(r"(?<![\w.])[^\s:'\"=]*/(?=[^/\s]+)", "", value) if isinstance(value, str) else value
+    return _file_names(value) if isinstance(value, str) else value
+
+
+# From /, ~/, ./ or ../ on; not of an address, and nothing that merely has a stroke in it, such as 3/8.
+_FOLDERS = re.compile(r"(?<![\w./~])(?:~|\.{1,2})?/(?!/)(?:[^\s:'\"=/]+/)*(?=[^/\s])")
+
+
+def _file_names(text: str) -> str:
+    """The text with its paths cut to their last parts; where a folder's name has spaces, if it is a known one."""
+    for known in (Path.cwd(), Path.home()):
+        if known != known.parent:
+            text = text.replace(f"{known}/", "./")
+    return _FOLDERS.sub("", text)
 
 
 def lacking(job: str, result: Mapping[str, Any] | None, scores: Mapping[str, Any] | None) -> tuple[str, str] | None:
@@ -122,7 +134,10 @@ def read_result(path: Path) -> TableResult:
         FileNotFoundError: it is not there (any more).
         ValueError: it is malformed; names the file and the line.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:1: not UTF-8 ({error}): remove the file and run the cell again") from error
     try:
         content = json.loads(text)
     except ValueError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import datafree
@@ -114,3 +115,22 @@ def test_pretraining_and_training_do_likewise(
     with pytest.raises(ValueError, match="no good"):
         datafree.train(teacher=plain_teacher, student="mlp", steps=2, out=tmp_path / "student")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_selection_that_fails_at_its_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("datafree.jobs.writing.grid", full)
+    with pytest.raises(OSError, match="No space left"):
+        datafree.condense(out=tmp_path / "set", **{**TINY, "method": "random", "steps": None})
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_that_no_png_can_hold_are_condensed_all_the_same(channels: int, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (20, 8, 8, channels), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=np.arange(20) % 2)
+    data = f"npz:{tmp_path / 'd.npz'}"
+    out = datafree.condense(data=data, ipc=1, method="random", arch="mlp", threads=1, out=tmp_path / "set").path
+    assert {p.name for p in (out / "images").iterdir()} == {"grid.png"}

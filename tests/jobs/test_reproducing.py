@@ -19,7 +19,7 @@ import pytest
 
 from datafree import jobs
 from datafree.jobs import reproduce
-from datafree.jobs.cell import NotHereError, run_cell, teacher_options
+from datafree.jobs.cell import NotHereError, run_cell, teacher_options, trained_teacher
 from datafree.jobs.reproducing import Child, Scheduler, choose, parse_shard
 from datafree.jobs.standing import locked
 from datafree.runs import WriteError
@@ -134,6 +134,8 @@ def test_a_result_of_other_defaults_is_run_again_and_kept(tiny, tmp_path):
     assert path.with_name(f"{path.stem}-old1.json").read_text(encoding="utf-8") == other
     assert json.loads(path.read_text(encoding="utf-8"))["defaults"]["weight_decay"] is None
     assert (tmp_path / "out" / "runs" / path.stem / "run.json").stat().st_mtime_ns > begun  # not the former run
+    # The run that --keep handed over is kept beside its result.
+    assert (tmp_path / "out" / "runs" / f"{path.stem}-old1" / "run.json").stat().st_mtime_ns == begun
     stale(path)
     run_cell(cell, 0, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").glob("*-old*.json")) == [
@@ -273,6 +275,45 @@ def test_a_recipe_teacher_is_trained_once(tiny, tmp_path):
     assert content["result"]["teacher"] == "lenet5"
     assert weights.stat().st_mtime_ns == before
     assert content["run"]["config"]["teacher"] == Path(first).name  # no folder of this machine
+
+
+def test_a_recipe_teacher_that_was_interrupted_is_gone_on_with(tmp_path, monkeypatch):
+    pretrain, called = jobs.pretrain, []
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        called.append("pretrain")
+        pretrain(*arguments, **options)
+        (options["out"] / "result.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("datafree.jobs.cell.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(jobs, "pretrain", stopped)
+    recipe = {"data": "digits", "arch": "lenet5_half", "steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        trained_teacher(recipe)
+    assert (trained_teacher(recipe) / "result.json").is_file()
+    assert called == ["pretrain"]
+
+
+def test_a_recipe_teacher_is_of_its_data_and_of_todays_defaults(tmp_path, monkeypatch):
+    made: list[Path] = []
+
+    def pretrain(config: Any, *, out: Path, force: bool) -> None:
+        made.append(out)
+        out.mkdir(parents=True)
+        (out / "result.json").write_text("{}")
+
+    monkeypatch.setattr("datafree.jobs.cell.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(jobs, "pretrain", pretrain)
+    file = tmp_path / "d.npz"
+    recipe = {"data": f"npz:{file}", "arch": "mlp"}
+    file.write_bytes(b"one")
+    assert trained_teacher(recipe) == trained_teacher(recipe)
+    file.write_bytes(b"other")
+    trained_teacher(recipe)
+    monkeypatch.setattr("datafree.jobs.cell.defaults_of", lambda *_: {"lr": 7})
+    trained_teacher(recipe)
+    assert len(made) == len(set(made)) == 3
 
 
 def test_what_is_not_here_is_no_failure(tiny, tmp_path):
@@ -421,6 +462,23 @@ def test_the_process_of_a_cell_says_by_its_status_how_it_ended(tiny, tmp_path):
             time.sleep(0.1)
         waiting.send_signal(signal.SIGINT)
         assert ended(waiting) == (130, "")
+
+
+def test_a_cells_run_says_how_a_person_starts_it(tiny, tmp_path):
+    assert ended(begin(tiny, "a/one", tmp_path / "out")) == (0, "")
+    (path,) = (tmp_path / "out").glob("*.json")
+    command = json.loads(path.read_text(encoding="utf-8"))["run"]["command"]
+    assert command == "datafree reproduce tiny.toml --cell a/one --seeds 1"
+
+
+def test_without_locks_cells_are_run_all_the_same(tmp_path, monkeypatch):
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("datafree.jobs.standing.fcntl.flock", none)
+    with locked(tmp_path / "a.lock", remove=True) as held:
+        assert held
+    assert not (tmp_path / "a.lock").exists()
 
 
 @pytest.mark.slow

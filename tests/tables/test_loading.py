@@ -72,6 +72,70 @@ def test_a_cell_overrides_its_row_and_a_length_ousts_another(tmp_path):
     assert with_budget(cell, "90s").name == "a/noise@90s"
 
 
+LAYERS = """\
+title = "Layers"
+budgets = ["10m"]
+
+[options]
+data = "digits"
+threads = 1
+
+[teachers.t]
+file = "t.pt"
+arch = "nets.py:make"
+
+[groups.a]
+rows = ["noise", "dafl", "dfq", "base"]
+teacher = "t"
+options = { threads = 2 }
+
+[groups.b]
+rows = ["dm"]
+job = "condense"
+evaluation = { networks = 7 }
+
+[rows.noise]
+
+[rows.dafl]
+options = { threads = 3 }
+
+[rows.dfq]
+budgets = ["1m", "2m"]
+options = { threads = 3 }
+
+[rows.base]
+job = "pretrain"
+options = { steps = 50 }
+
+[rows.dm]
+
+[cells.a.dfq]
+threads = 4
+"""
+
+
+def test_what_is_nearer_to_a_cell_counts_and_a_baseline_has_no_teacher(tmp_path):
+    table = load_table(written(tmp_path, LAYERS))
+    cells = {cell.name: cell for cell in table.cells}
+    assert {name: cell.options["threads"] for name, cell in cells.items()} == {
+        "a/noise": 2, "a/dafl": 3, "a/dfq@1m": 4, "a/dfq@2m": 4, "a/base": 2, "b/dm": 1,
+    }  # fmt: skip
+    assert [cells[f"a/dfq@{each}"].options["budget"] for each in ("1m", "2m")] == ["1m", "2m"]
+    assert cells["a/dafl"].teacher is not None
+    assert cells["a/base"].teacher is None
+    assert cells["a/base"].spec(0)["teacher"] is None
+    assert cells["b/dm"].evaluation is not None
+    assert (cells["b/dm"].evaluation["networks"], cells["b/dm"].evaluation["protocol"]) == (7, "default")
+    # What is as by default is no part of the hash: results stay when a new entry comes.
+    assert cells["b/dm"].spec(0)["evaluation"] == {"networks": 7}
+
+
+def test_a_length_of_a_row_ousts_the_tables(tmp_path):
+    text = SMALL.replace('budgets = ["10m", "30m"]\n', "").replace("threads = 1", "steps = 5")
+    cells = load_table(written(tmp_path, text.replace("inherit = false", 'budget = "1m"'))).cells
+    assert [(cell.options.get("steps"), cell.options.get("budget")) for cell in cells] == [(5, None), (None, "1m")]
+
+
 def test_the_hash_follows_what_decides_the_result_and_nothing_else(tmp_path):
     def digest(text: str, seed: int = 0) -> str:
         return load_table(written(tmp_path, text)).cells[0].digest(seed)
@@ -79,6 +143,8 @@ def test_the_hash_follows_what_decides_the_result_and_nothing_else(tmp_path):
     first = digest(SMALL)
     assert len(first) == 16
     assert digest(SMALL, 1) != first
+    cell = load_table(written(tmp_path, SMALL)).cells[0]
+    assert cell.file_name(3) == f"a-noise-10m-3-{digest(SMALL, 3)[:8]}.json", "one spec's result takes no other's place"
     assert digest(SMALL.replace("threads = 1", "threads = 2")) != first
     assert digest(SMALL.replace('"t.pt"', '"other.pt"')) != first
     assert digest(SMALL.replace("A table", "Another title").replace("Group A", "A")) == first
@@ -202,3 +268,13 @@ def test_an_unknown_table_is_answered_with_the_known_ones():
 def test_tables_come_in_the_order_of_the_page():
     names = list(find_tables())
     assert names[:3] == ["digits-smoke", "data-free-cpu", "condensation-cpu"]
+
+
+def test_a_table_is_utf_8_with_or_without_a_mark(tmp_path):
+    text = find_tables()["digits-smoke"].read_text(encoding="utf-8")
+    path = tmp_path / "smoke.toml"
+    path.write_text(text, encoding="utf-8-sig")
+    assert load_table(path).title == load_table("digits-smoke").title
+    path.write_bytes("title = 'für'".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{path} is not UTF-8 .*: save it as UTF-8"):
+        load_table(path)

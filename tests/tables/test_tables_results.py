@@ -10,7 +10,7 @@ import pytest
 
 from datafree.tables import load_table, read_results, render
 from datafree.tables.defaults import defaults_of
-from datafree.tables.rendering import _scores
+from datafree.tables.rendering import _scores, in_cell
 from datafree.tables.results import current, make_content, read_result, without_folders
 
 TABLE = """\
@@ -151,8 +151,11 @@ def test_files_are_named_without_their_folders():
     }
     assert (
         without_folders("datafree train --teacher ../t/net.pt --out runs/a")
-        == "datafree train --teacher net.pt --out a"
+        == "datafree train --teacher net.pt --out runs/a"
     )
+    whole = ["give i/n with i from 0", "64/128 images", "see https://a.b/c/d", "--shard 0/4"]
+    assert without_folders(whole) == whole
+    assert without_folders(f"{Path.home()}/my nets/z.pt") == "my nets/z.pt"
 
 
 def test_a_result_of_other_defaults_is_superseded(table, tmp_path):
@@ -190,3 +193,75 @@ def test_a_network_has_a_column_by_its_short_name_too() -> None:
     shown = _scores([{"scores": {"seconds": 1.0, "archs": {"lenet5": scored, "mlp": scored}}}])
     assert shown["lenet"] == shown["lenet5"] == "50.0 ± 1.0 (random 40.0)"
     assert set(shown) == {"scored", "lenet", "lenet5", "mlp"}
+
+
+CONDENSING = """\
+title = "Sets"
+seeds = 2
+LAYOUT
+
+[options]
+data = "digits"
+steps = 400
+
+[groups.one]
+job = "condense"
+
+[rows.dm]
+
+[rows.random]
+
+[published.one]
+dm = { value = 78.0, spread = 3.0, source = "Somebody, Table 2" }
+"""
+
+
+def scored(accuracy: float, **more: Any) -> dict[str, Any]:
+    return {"accuracy_mean": accuracy, "accuracy_std": 0.0123, "networks": 5, "seconds": 61.0, **more}
+
+
+def keep_set(table: Any, folder: Path, row: str, seed: int, scores: Any, **result: Any) -> None:
+    cell = next(cell for cell in table.cells if cell.row == row)
+    given = {**CONDENSED, "steps": 400, "total_seconds": 100.0, "preparation_seconds": 20.0, **result}
+    made = make_content(
+        cell, seed, seconds=100, defaults=defaults_of(cell.job, cell.options), result=given, scores=scores
+    )
+    folder.mkdir(exist_ok=True)
+    (folder / cell.file_name(seed)).write_text(json.dumps(made), encoding="utf-8")
+
+
+def test_a_set_is_shown_with_the_spread_of_its_networks_and_several_with_their_own(tmp_path: Path) -> None:
+    path, folder = tmp_path / "c.toml", tmp_path / "c"
+    path.write_text(CONDENSING.replace("LAYOUT", ""), encoding="utf-8")
+    table = load_table(path)
+    drawn = {"random_accuracy_mean": 0.5, "random_accuracy_std": 0.045}
+    keep_set(table, folder, "dm", 0, scored(0.7512, **drawn))
+    keep_set(table, folder, "random", 0, scored(0.5), steps=0)
+    page = "\n".join(render(table, read_results(folder), tmp_path / "c.md"))
+    # 75.1 is short of 78 by more than a point, but not by more than the published spread.
+    assert "| dm | 400 steps | **75.1 ± 1.2 (5)** | 78 ± 3 | −2.9 | 50.0 ± 4.5 |" in page
+    assert "| random | – | **50.0 ± 1.2 (5)** |" in page  # a selection takes no time
+    # 75.12 and 77.12: mean 76.12, sample standard deviation sqrt(1 + 1). Means of 10 and 30 images, 20 s and 40 s.
+    keep_set(table, folder, "dm", 1, scored(0.7712), decoded_images=30, preparation_seconds=40.0)
+    page = "\n".join(render(table, read_results(folder), tmp_path / "c.md"))
+    assert "| **76.12 ± 1.41 (2)** | 78 ± 3 | −1.9 | 50.0 ± 4.5 | 20 | 30 s | 400 |" in page
+
+
+def test_a_step_of_condensing_is_timed_without_what_was_prepared(tmp_path: Path) -> None:
+    path, folder = tmp_path / "c.toml", tmp_path / "c"
+    path.write_text(CONDENSING.replace("LAYOUT", 'layout = "speed"'), encoding="utf-8")
+    table = load_table(path)
+    keep_set(table, folder, "dm", 0, scored(0.75))
+    # By hand: (100 - 20) s for 400 steps.
+    assert "| dm | 400 steps | 200 ms | 20 s |" in "\n".join(render(table, read_results(folder), tmp_path / "c.md"))
+
+
+def test_a_result_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes('{"table": "für"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{path}:1: not UTF-8 .*: remove the file"):
+        read_result(path)
+
+
+def test_a_title_keeps_to_its_cell_of_the_table():
+    assert in_cell("a | b\nc") == r"a \| b c"
