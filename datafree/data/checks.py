@@ -32,6 +32,12 @@ def check_labels(labels: npt.NDArray[Any], where: str) -> None:
         raise ValueError(f"{where} has the label {labels.min()}: number the classes from 0")
 
 
+def check_largest(largest: int, images: int, limit: int, where: str = "") -> None:
+    """A label that says how many classes there are lies below `limit`. `where` is "" or ends in ": "."""
+    if largest >= limit:
+        raise ValueError(f"{where}the largest label is {largest}, of {images} images: number the classes from 0")
+
+
 def check_split(images: npt.NDArray[Any], labels: npt.NDArray[Any], domain: Domain, where: str, split: str) -> None:
     """The images and labels of one split fit each other and the domain."""
     x, y = f"{where}: x_{split}", f"{where}: y_{split}"

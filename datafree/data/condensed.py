@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
 
     def __post_init__(self) -> None:
         check_images(self.images, self.domain)
+        check_about(self.factor, self.learning_rate, self.info, self.domain)
         check_labels(self.labels, len(self.images), self.factor, self.domain)
 
     @property
@@ -114,6 +116,22 @@ def check_labels(labels: Tensor, stored: int, factor: int, domain: Domain) -> No
         )
 
 
+def check_about(factor: Any, learning_rate: Any, info: Any, domain: Domain) -> None:
+    """Raises ValueError unless these are what `CondensedSet` says of them; they may come out of a file."""
+    height, width = domain.shape[1:]
+    if not isinstance(factor, int) or isinstance(factor, bool):
+        raise ValueError(f"the multi-formation factor {factor!r}: give a whole number")
+    if not 1 <= factor <= min(height, width):
+        raise ValueError(
+            f"the multi-formation factor {factor} for images of {height} x {width}: give 1 to the shorter side"
+        )
+    number = isinstance(learning_rate, int | float) and not isinstance(learning_rate, bool)
+    if learning_rate is not None and not (number and 0 < learning_rate < math.inf):
+        raise ValueError(f"the learning rate is {learning_rate!r}: give a number above 0, or None")
+    if not isinstance(info, Mapping):
+        raise ValueError(f"info is {type(info).__name__}: give a mapping")
+
+
 def to_bytes(condensed: CondensedSet) -> bytes:
     """The content of `condensed.safetensors`; `from_file` reads it back bit for bit."""
     from safetensors.torch import save
@@ -150,6 +168,8 @@ def load_condensed(path: str | Path, *, device: str | torch.device = "cpu") -> C
         with safe_open(file, framework="pt", device=str(device)) as archive:
             about = json.loads((archive.metadata() or {})["datafree"])
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
+        if about["format"] != FORMAT:
+            raise ValueError(f"the format is {about['format']}, this version reads {FORMAT}: update datafree")
         known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in about["domain"].items()}
         domain = Domain(**known)
         parts = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith("whitening.")}
@@ -157,7 +177,7 @@ def load_condensed(path: str | Path, *, device: str | torch.device = "cpu") -> C
             images=tensors["images"],
             labels=tensors["labels"],
             domain=domain,
-            factor=int(about["factor"]),
+            factor=about["factor"],
             whitening=Whitening(**parts) if parts else None,
             learning_rate=about["learning_rate"],
             info=about["info"],
@@ -166,3 +186,5 @@ def load_condensed(path: str | Path, *, device: str | torch.device = "cpu") -> C
         raise ValueError(
             f"{file} is no condensed set ({type(error).__name__}): name one that datafree wrote"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from datafree.data.checks import check_labels, image_size
+from datafree.data.checks import check_labels, check_largest, image_size
 from datafree.data.folders import Files, image_shape, list_imagefolder
 from datafree.data.formats import npz_keys, npz_shape, reading
 from datafree.data.sources import find_data, missing_message, split_name
 from datafree.domain import DOMAINS, Domain, make_domain
+
+# Classes of a test split whose images do not bound them; the largest data sets have some 20,000.
+_MOST = 1_000_000
 
 
 def data_domain(name: str) -> Domain:
@@ -39,7 +42,7 @@ def mirrored(domain: Domain, flip: bool | None) -> Domain:
 
 
 def npz_domain(name: str, path: Path) -> Domain:
-    """The domain of an .npz file, called `name`."""
+    """The domain of an .npz file, called `name`. ValueError where training images are fewer than the classes."""
     with reading(path, ".npz"):
         keys = npz_keys(path)
     splits = [split for split in ("train", "test") if f"x_{split}" in keys and f"y_{split}" in keys]
@@ -52,6 +55,9 @@ def npz_domain(name: str, path: Path) -> Domain:
         with reading(path, ".npz"), np.load(path, allow_pickle=False) as arrays:
             labels = np.asarray(arrays[f"y_{split}"])
         check_labels(labels, f"{path}: y_{split}")
+        # A small test split may lack most classes.
+        limit = len(labels) if split == "train" else _MOST
+        check_largest(int(labels.max()), len(labels), limit, f"{path}: y_{split}: ")
         largest = max(largest, int(labels.max()))
     if largest == 0:
         raise ValueError(f"{path} has the label 0 only: give images of two classes or more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".t
 # PIL modes of 8-bit grey images. All others are read as RGB, but for the wide ones, which would lose their range.
 _GREY = ("1", "L", "LA", "La")
 _WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def eight_bit_mode(mode: str) -> str | None:
+    """The PIL mode that an image of `mode` is read as: "L", "RGB", or None for one of more than 8 bits a channel."""
+    return None if mode in _WIDE else "L" if mode in _GREY else "RGB"
 
 
 class Files(NamedTuple):
@@ -29,7 +35,20 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    """All images below a folder, also in linked subfolders; a link back to where it comes from is passed over."""
+    found: list[Path] = []
+    top = folder.resolve()
+    seen = {top, *top.parents}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        below = []
+        # The folders themselves come before links to them.
+        for path in sorted((Path(root, name) for name in folders), key=lambda path: (path.is_symlink(), path)):
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                below.append(path.name)
+        folders[:] = below
+        found += [Path(root, name) for name in files if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
+    return sorted(found)
 
 
 def list_classes(folder: Path, class_names: tuple[str, ...] = ()) -> Files:
@@ -61,6 +80,8 @@ def list_imagefolder(folder: Path) -> dict[str, Files]:
     FOLDER/train/CLASS/ and FOLDER/test/CLASS/ where these are there; FOLDER/val/CLASS/ is the test split where test/ is
     missing or has no class folders. With FOLDER/CLASS/ alone, every fifth image of each class, in alphabetical order of
     the files, is the test split (none of a class with fewer than five images).
+
+    Raises ValueError where a folder called like a split stands beside other folders of images: it may be a class.
     """
     train, *tests = (folder / name for name in ("train", "test", "val"))
     test = next((path for path in tests if path.is_dir() and _subfolders(path)), None)
@@ -73,6 +94,13 @@ def list_imagefolder(folder: Path) -> dict[str, Files]:
                 paths = [everything.paths[index] for index in np.flatnonzero(keep)]
                 splits[split] = Files(paths, everything.labels[keep], everything.class_names)
         return splits
+    others = [path.name for path in _subfolders(folder) if path not in (train, *tests) and _images(path)]
+    if others:
+        split, other = (train if train.is_dir() or test is None else test).name, others[0]
+        raise ValueError(
+            f"{folder} has {split}, the name of a split, beside {other} with images of its own: rename {split} if it "
+            f"is a class, move {other} elsewhere if not"
+        )
     if train.is_dir():
         splits["train"] = list_classes(train)
     if test is not None:
@@ -118,8 +146,14 @@ def _header(path: Path) -> tuple[str, tuple[int, int]]:
     try:
         with Image.open(path) as image:
             return image.mode, image.size
+    except Image.DecompressionBombError as error:
+        raise _too_large(path) from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read as an image: replace or remove it") from error
+
+
+def _too_large(path: Path) -> ValueError:
+    return ValueError(f"{path} has more pixels than PIL reads: make it smaller or remove it")
 
 
 def read_images(files: Files, shape: tuple[int, int, int]) -> Split:
@@ -136,6 +170,8 @@ def read_images(files: Files, shape: tuple[int, int, int]) -> Split:
             with Image.open(path) as image:
                 mode, size = image.mode, image.size
                 pixels = None if mode in _WIDE else np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        except Image.DecompressionBombError as error:
+            raise _too_large(path) from error
         except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNG files
             raise ValueError(f"{path} cannot be read as an image: replace or remove it") from error
         if pixels is None:

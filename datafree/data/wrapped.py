@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datafree.data.checks import check_largest
+from datafree.data.folders import eight_bit_mode
 from datafree.data.loading import Data
 from datafree.domain import make_domain
 
@@ -18,8 +21,8 @@ def from_dataset(
     """Reads (image, label) items into uint8 tensors, once.
 
     Args:
-        train: a dataset with `len` and items (image, class number). An image is a PIL image (one with a palette is
-            read as RGB), an array (H, W) or (H, W, C) or a tensor (C, H, W), of uint8, or floats in [0, 1], which are
+        train: a dataset with `len` and items (image, class number). An image is a PIL image (read as grey or
+            RGB), an array (H, W) or (H, W, C) or a tensor (C, H, W), of uint8, or floats in [0, 1], which are
             rounded to 1/255.
         test: likewise, or None.
         name: of the domain.
@@ -27,9 +30,12 @@ def from_dataset(
         known: `mean`, `std`, `flip`, `classes` of the domain (see `make_domain`).
 
     Raises:
-        ValueError: images of several sizes, of another type, outside [0, 1], or labels that are no class numbers.
+        ValueError: images of several sizes, of another type, outside [0, 1], labels that are no class numbers, or
+            without `classes` a label that is not below the number of images.
     """
     x, y = _read(train, "train")
+    if "classes" not in known:
+        check_largest(int(y.max()), len(y), len(y))
     classes = known.pop("classes", int(y.max()) + 1)
     domain = make_domain(name=None, shape=tuple(x.shape[1:]), classes=classes, **known)
     domain = type(domain)(**{**domain.__dict__, "name": name})
@@ -45,10 +51,14 @@ def from_dataset(
 
 
 def _read(dataset: Any, split: str) -> tuple[Tensor, Tensor]:
-    if not len(dataset):
+    try:
+        count = len(dataset)
+    except TypeError:
+        raise ValueError(f"the {split} set has no length: give a set with len, such as list(dataset)") from None
+    if not count:
         raise ValueError(f"the {split} set is empty: give at least one image a class")
     images, labels = [], []
-    for index in range(len(dataset)):
+    for index in range(count):
         item = dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise ValueError(f"the items of the {split} set are {type(item).__name__}: give (image, class number)")
@@ -72,7 +82,8 @@ def _class_number(label: Any) -> int:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
         number = None
-    if number is None or (isinstance(value, float) and number != value):
+    # Text may be a number too; torch counts classes in 64 bits.
+    if number is None or (not isinstance(value, str | bytes) and number != value) or abs(number) >= 2**63:
         raise ValueError(f"the label {value!r}: give a class number, such as CLASSES.index(name) of a class's name")
     return number
 
@@ -80,15 +91,19 @@ def _class_number(label: Any) -> int:
 def _pixels(image: Any) -> Tensor:
     """uint8 (C, H, W)."""
     if not isinstance(image, Tensor):
-        # A palette's numbers are no colours; PIL gives the two values of mode "1" as truth values.
-        instead = {"P": "RGB", "PA": "RGB", "1": "L"}.get(str(getattr(image, "mode", "")))
-        array = np.asarray(image if instead is None else image.convert(instead))
+        mode = getattr(image, "mode", None)  # of a PIL image
+        instead = eight_bit_mode(mode) if isinstance(mode, str) else None
+        array = np.asarray(image if instead in (None, mode) else image.convert(instead))
         _check_type(array.dtype, array.dtype.name in ("uint8", "float16", "float32", "float64"))
         if array.ndim not in (2, 3):
             raise ValueError(f"an image of the shape {array.shape}: give (H, W) or (H, W, C)")
+        if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] > 4:
+            raise ValueError(f"an image of the shape {array.shape}: channels come last in an array, give (H, W, C)")
+        _check_size(array.shape)
         image = torch.from_numpy(np.array(array[..., None] if array.ndim == 2 else array)).permute(2, 0, 1)
     if image.dim() != 3:
         raise ValueError(f"an image of the shape {tuple(image.shape)}: give (C, H, W)")
+    _check_size(image.shape)
     _check_type(image.dtype, image.dtype == torch.uint8 or image.is_floating_point())
     if image.is_floating_point():
         if not (float(image.min()) >= 0 and float(image.max()) <= 1):
@@ -96,6 +111,11 @@ def _pixels(image: Any) -> Tensor:
         image = (image * 255).round()
     pixels: Tensor = image.to(torch.uint8)
     return pixels
+
+
+def _check_size(shape: Sequence[int]) -> None:
+    if min(shape) < 1:
+        raise ValueError(f"an image of the shape {tuple(shape)} has no pixels: remove it from the dataset")
 
 
 def _check_type(dtype: Any, fits: bool) -> None:

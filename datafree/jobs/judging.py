@@ -173,7 +173,7 @@ def foreign_set(
     Pixels of a normalised set are cut to [0, 1], since it was learned without bounds.
 
     Raises:
-        ValueError: what the file holds does not fit; soft labels that are probabilities (they would be softmaxed again).
+        ValueError: what the file holds does not fit; soft labels are probabilities, which would be softmaxed again.
     """
     x, y = read_tensor(images), read_tensor(labels)
     if x.dim() != 4 or tuple(x.shape[1:]) != domain.shape:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datafree import parallel
 from datafree.data.augmentation import FAMILIES, Augmentation, Draws, apply, draw, parse_augmentation
 
 PARITY = np.load(Path(__file__).with_name("augmentation.npz"), allow_pickle=False)
@@ -174,7 +175,7 @@ def test_a_shared_draw_is_the_same_draw_for_each() -> None:
     assert torch.equal(apply(images[:1], draws, augmentation), apply(images, draws, augmentation)[:1])
 
 
-def test_parts_of_the_draws_are_the_parts_of_the_batch() -> None:
+def test_parts_of_the_draws_are_the_parts_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.rand(6, 3, 8, 8)
     augmentation = Augmentation(mode="all")
     draws = draw(augmentation, 6, torch.Generator().manual_seed(0))
@@ -185,6 +186,10 @@ def test_parts_of_the_draws_are_the_parts_of_the_batch() -> None:
     assert torch.equal(draws.shard().values, draws.values)  # one process: all of it
     shared = draw(augmentation, None, torch.Generator())
     assert shared.rows(slice(2, 5)) is shared
+    assert shared.shard() is shared
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    assert torch.equal(apply(images[3:], draws.shard(), augmentation), whole[3:])  # the second of two processes
     assert shared.shard() is shared
 
 
@@ -201,6 +206,21 @@ def test_draws_are_uniform_and_come_from_the_generator_alone() -> None:
     assert all(len(families) == 1 for families in drawn)
     counts = [drawn.count((family,)) for family in FAMILIES]
     assert max(abs(count - 200) for count in counts) < 5 * 13  # one standard deviation is 12.9
+
+
+def test_strengths_are_those_that_are_given() -> None:
+    images, values = torch.rand(2, 1, 8, 8, dtype=torch.float64), torch.full((1, 11), 0.75, dtype=torch.float64)
+    values[:, 2] = 0.5  # contrast 1
+    # A quarter of the interval above its middle.
+    brighter = apply(images, Draws(("color",), values), Augmentation(brightness=0.4))
+    torch.testing.assert_close(brighter, images + 0.1, **CLOSE)
+    values[:, 0], values[:, 2] = 0.5, 0.75
+    middle = images.mean((1, 2, 3), keepdim=True)
+    stronger = apply(images, Draws(("color",), values), Augmentation(contrast=0.65))
+    torch.testing.assert_close(stronger, middle + 1.4 * (images - middle), **CLOSE)
+    for probability, mirrored in ((0.74, False), (0.76, True)):
+        seen = apply(images, Draws(("flip",), values), Augmentation(prob_flip=probability))
+        assert torch.equal(seen, images.flip(3) if mirrored else images)
 
 
 def test_crops_and_cutouts_cover_their_range_evenly() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -102,6 +103,14 @@ def test_items_are_decoded_images_and_their_labels() -> None:
         condensed[16]
 
 
+def test_decoded_images_stay_in_their_range() -> None:
+    # The weights of the interpolation from 10 to 28 pixels may add up to a hair more than 1.
+    domain = make_domain(shape=(1, 28, 28), classes=2)
+    white = CondensedSet(images=torch.ones(2, 1, 28, 28), labels=torch.tensor([0, 1]), domain=domain, factor=3)
+    assert float(white.decoded()[0].max()) == 1
+    assert max(float(white[index][0].max()) for index in range(18)) == 1
+
+
 def test_it_goes_through_a_loader() -> None:
     soft = built(labels=torch.zeros(4, 3))
     for x, y in DataLoader(soft, batch_size=3):
@@ -142,6 +151,13 @@ def test_the_budget_is_stated() -> None:
         ({"labels": torch.zeros(4, 2)}, "give finite logits"),
         ({"labels": torch.full((4, 3), torch.inf)}, "give finite logits"),
         ({"labels": torch.zeros(4, 3), "factor": 2}, r"give finite logits \(16, 3\)"),
+        ({"factor": "2"}, "factor '2': give a whole number"),
+        ({"factor": 0}, "factor 0 for images of"),
+        ({"factor": 7}, "factor 7 for images of 6 x 4: give 1 to the shorter side"),
+        ({"learning_rate": "x"}, "the learning rate is 'x': give a number above 0, or None"),
+        ({"learning_rate": -1.0}, "the learning rate is -1.0: give a number above 0, or None"),
+        ({"learning_rate": float("nan")}, "the learning rate is nan"),
+        ({"info": [1]}, "info is list: give a mapping"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
@@ -158,3 +174,27 @@ def test_what_is_no_condensed_set_is_refused_in_one_line(tmp_path: Path) -> None
         with pytest.raises(ValueError, match="no condensed set") as caught:
             load_condensed(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "the format is 2, this version reads 1: update datafree"),
+        ({"factor": "x"}, "factor 'x'"),
+        ({"factor": 1.5}, "factor 1.5"),
+        ({"learning_rate": "x"}, "learning rate is 'x'"),
+        ({"learning_rate": -1}, "learning rate is -1"),
+        ({"info": [1, 2]}, "info is list"),
+        ({"domain": {**dataclasses.asdict(DOMAIN), "classes": 2}}, "the classes go from 0 to 1"),
+        ({"domain": {**dataclasses.asdict(DOMAIN), "std": [0, 1, 1]}}, "greater than 0"),
+    ],
+)
+def test_a_file_with_a_wrong_value_is_named_in_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = written(built(), tmp_path) / FILE
+    with safe_open(file, framework="pt") as archive:
+        about = json.loads(archive.metadata()["datafree"])
+    save_file(load_file(file), file, metadata={"datafree": json.dumps({**about, **changes})})
+    with pytest.raises(ValueError, match=message) as caught:
+        load_condensed(file)
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from datafree.data import data_domain, get_split, load_data
+from datafree.data.folders import list_imagefolder, read_images
 from datafree.domain import DOMAINS, usual_normalisation
 
 
@@ -98,6 +99,49 @@ def test_hidden_and_foreign_files_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "__MACOSX").mkdir()
     draw(tmp_path / "a/._1.png", 9)
     assert values(tmp_path, "train") == ([1, 2], [0, 1])
+
+
+@pytest.mark.parametrize("split", ["train", "test", "val"])
+def test_a_class_called_like_a_split_is_not_taken_for_one_in_silence(tmp_path: Path, split: str) -> None:
+    draw(tmp_path / split / "side/1.png", 1)
+    draw(tmp_path / "bus/2.png", 2)
+    with pytest.raises(ValueError, match=r".") as caught:
+        load_data(f"imagefolder:{tmp_path}")
+    assert str(caught.value) == (
+        f"{tmp_path} has {split}, the name of a split, beside bus with images of its own: rename {split} if it is a "
+        "class, move bus elsewhere if not"
+    )
+
+
+def test_folders_without_images_may_stand_beside_the_splits(tmp_path: Path) -> None:
+    for file in ("train/a/1.png", "train/b/1.png", "val/a/1.png", "test/unlabelled.png"):
+        draw(tmp_path / file, 1)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train.txt").write_text("a/1.png")
+    draw(tmp_path / ".thumbnails/1.png", 1)
+    assert values(tmp_path, "test") == ([1], [0])
+
+
+def test_linked_folders_are_read_and_loops_are_not(tmp_path: Path) -> None:
+    draw(tmp_path / "elsewhere/deep/2.png", 2)
+    draw(tmp_path / "set/a/1.png", 1)
+    draw(tmp_path / "set/b/3.png", 3)
+    (tmp_path / "set/a/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/a/again").symlink_to(tmp_path / "set/a")
+    (tmp_path / "set/a/up").symlink_to(tmp_path / "set")
+    (tmp_path / "elsewhere/deep/back").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/b/folder.png").mkdir()
+    assert values(tmp_path / "set", "train") == ([1, 2, 3], [0, 0, 1])
+
+
+def test_an_image_that_pil_takes_for_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / "a/1.png", 1)
+    draw(tmp_path / "b/1.png", 1)
+    files = list_imagefolder(tmp_path)["train"]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 11)
+    for read in (lambda: data_domain(f"imagefolder:{tmp_path}"), lambda: read_images(files, (3, 4, 6))):
+        with pytest.raises(ValueError, match=r"a/1\.png has more pixels than PIL reads: make it smaller or remove it$"):
+            read()
 
 
 @pytest.mark.parametrize("case", ["empty", "no class", "one class", "size", "broken", "wide", "stranger"])

@@ -120,6 +120,13 @@ GOOD = {"x_train": pixels(4, 8, 8, 3), "y_train": np.array([0, 1, 0, 1])}
         ({"y_train": np.eye(4, dtype=np.int64)}, "one whole number an image"),
         ({"y_train": np.array([0, 1, -1, 1])}, "label -1: number the classes from 0"),
         ({"y_train": np.zeros(4, dtype=np.int64)}, "two classes or more"),
+        (
+            {"y_train": np.array([0, 1, 2**40, 1])},
+            "largest label is 1099511627776, of 4 images: number the classes from 0",
+        ),
+        ({"y_train": np.array([0, 1, 4, 1])}, "largest label is 4, of 4 images: number the classes from 0"),
+        ({"y_train": np.array([0, 2**63, 1, 1], dtype=np.uint64)}, "largest label is 9223372036854775808, of 4 images"),
+        ({"x_test": pixels(1, 8, 8, 3), "y_test": np.array([2**40])}, "largest label is 1099511627776, of 1 images"),
         ({"y_train": np.array([0, 1, None, 1], dtype=object)}, "cannot be read as .npz"),
         ({"y_test": np.array([0])}, "has y_test but no x_test: save both"),
         ({"x_test": pixels(1, 8, 9, 3), "y_test": np.array([0])}, "3x8x9 images"),

@@ -80,3 +80,20 @@ def test_a_crop_shows_a_part_as_large_as_asked() -> None:
     assert bool((across.abs() <= 1).all())
     with pytest.raises(ValueError, match="above 0, up to 1"):
         random_resized_crop(ramp, 0.0, generator())
+
+
+def test_crops_lie_anywhere_and_are_cut_off_at_the_images_edges() -> None:
+    ramp = ((2 * torch.arange(32.0) + 1) / 32 - 1).expand(400, 1, 32, 32)
+    across = random_resized_crop(ramp, 0.25, generator())[:, 0, 16]
+    down = random_resized_crop(ramp.mT.contiguous(), 0.25, generator())[:, 0, :, 16]
+    for x in (across, down):
+        # The middle is (2 u - 1) (1 - side), with a side of 0.8 or so: its standard deviation is 0.58 * 0.23 or less.
+        middle = (x[:, 15] + x[:, 16]) / 2
+        assert abs(middle.mean()) < 5 * 0.13 / 20
+        assert middle.min() < -0.25
+        assert middle.max() > 0.25
+    # Of the whole area the longer side is the image's own, and nothing moves along it.
+    across = random_resized_crop(ramp, 1.0, generator())[:, 0, 16]
+    down = random_resized_crop(ramp.mT.contiguous(), 1.0, generator())[:, 0, :, 16]
+    still = torch.stack([(x - ramp[0, 0, 0]).abs().amax(1) < 1e-5 for x in (across, down)])
+    assert bool(still.any(0).all())

@@ -71,7 +71,22 @@ def test_palettes_become_their_colours_and_two_values_black_and_white() -> None:
     assert x.max() == 255
 
 
-@pytest.mark.parametrize("label", [np.int64(1), np.array(1), torch.tensor(1), torch.tensor([1]), True, 1.0, "1"])
+@pytest.mark.parametrize(
+    ("mode", "read_as"),
+    [("1", "L"), ("L", "L"), ("LA", "L"), ("P", "RGB"), ("PA", "RGB"), ("RGBA", "RGB"), ("RGBX", "RGB"),
+     ("CMYK", "RGB"), ("YCbCr", "RGB"), ("HSV", "RGB")],
+)  # fmt: skip
+def test_pil_images_are_grey_or_rgb_as_those_of_a_folder(mode: str, read_as: str) -> None:
+    image = Image.fromarray(PIXELS[0]).convert("L" if mode == "LA" else "RGB").convert(mode)
+    x = from_dataset(Items([(image, 0), (image, 1)])).x_train
+    assert x is not None
+    wanted = np.array(image.convert(read_as)).reshape(5, 7, -1)
+    assert torch.equal(x[0], torch.from_numpy(wanted).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "label", [np.int64(1), np.array(1), torch.tensor(1), torch.tensor([1]), True, 1.0, np.float32(1), "1"]
+)
 def test_class_numbers_of_every_kind(label: Any) -> None:
     y = from_dataset(Items([(WANTED[0], 0), (WANTED[1], label)])).y_train
     assert y is not None
@@ -100,9 +115,28 @@ def test_class_numbers_of_every_kind(label: Any) -> None:
         ([(WANTED[0], 0.5)], "the label 0.5: give a class number"),
         ([(WANTED[0], float("inf"))], "the label inf: give a class number"),
         ([(WANTED[0], None)], "the label None: give a class number"),
+        ([(WANTED[0], np.float32(1.5))], "1.5.*: give a class number"),
+        ([(WANTED[0], 2**64)], "the label 18446744073709551616: give a class number"),
+        ([(PIXELS[0].transpose(2, 0, 1), 0)], r"shape \(3, 5, 7\): channels come last in an array, give \(H, W, C\)"),
+        ([(PIXELS[0, ..., 0][None], 0)], r"shape \(1, 5, 7\): channels come last"),
+        ([(WANTED[0][:, :0], 0)], r"shape \(3, 0, 7\) has no pixels"),
+        ([(WANTED[0].float()[:, :0], 0)], r"shape \(3, 0, 7\) has no pixels"),
+        ([(PIXELS[0][:0], 0)], r"shape \(0, 7, 3\) has no pixels"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(items: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         from_dataset(Items(items), classes=3)
     assert "\n" not in str(caught.value)
+
+
+def test_a_set_without_a_length_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"the train set has no length: give a set with len, such as list\(dataset\)"):
+        from_dataset(iter([(WANTED[0], 0)]))
+
+
+def test_more_classes_than_images_are_the_labels_fault_unless_their_number_is_given() -> None:
+    items = Items([(WANTED[0], 0), (WANTED[1], 2**40)])
+    with pytest.raises(ValueError, match="the largest label is 1099511627776, of 2 images: number the classes from 0"):
+        from_dataset(items)
+    assert from_dataset(Items([(WANTED[0], 0), (WANTED[1], 9)]), classes=10).domain.classes == 10

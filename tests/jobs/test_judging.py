@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from datafree.data import load_data, to_float
 from datafree.data.condensed import CondensedSet
@@ -151,6 +152,38 @@ def test_nothing_is_known_of_a_foreign_set(trained: list[Trained]) -> None:
     result = evaluate_set(condensed, "digits", protocol=QUICK, validation=True, say=said.append)
     assert result["left_out"] is None
     assert sum(line.startswith("warning: ") for line in said) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.eye(10), "these look like probabilities: give logits, such as labels.clamp_min"),
+        (torch.randn(10, 10).softmax(1).half(), "these look like probabilities"),
+    ],
+)
+def test_foreign_labels_that_would_be_misread_are_refused(labels: Tensor, message: str, tmp_path: Path) -> None:
+    """Probabilities would be softmaxed again."""
+    torch.save(labels, tmp_path / "labels.pt")
+    for given in (labels, tmp_path / "labels.pt"):
+        with pytest.raises(ValueError, match=message) as caught:
+            foreign_set(torch.rand(10, 1, 8, 8), given, domain=DOMAINS["digits"])
+        assert "\n" not in str(caught.value)
+
+
+def test_sparse_tensors_are_refused_in_one_line() -> None:
+    sparse = torch.eye(10).to_sparse()
+    for images, labels in ((torch.rand(10, 1, 8, 8), sparse), (torch.rand(10, 1, 8, 8).to_sparse(), torch.arange(10))):
+        with pytest.raises(ValueError, match=r"^a sparse tensor: give tensor.to_dense\(\)$"):
+            foreign_set(images, labels, domain=DOMAINS["digits"])
+
+
+def test_logits_of_a_foreign_set_stay_as_they_are() -> None:
+    probabilities = torch.rand(10, 10, generator=torch.Generator().manual_seed(0)).softmax(1)
+    logits = probabilities.clamp_min(1e-8).log()
+    condensed = foreign_set(torch.rand(10, 1, 8, 8), logits, domain=DOMAINS["digits"])
+    torch.testing.assert_close(condensed.decoded()[1], probabilities)
+    positive = 1 + logits - logits.min()
+    assert torch.equal(foreign_set(torch.rand(10, 1, 8, 8), positive, domain=DOMAINS["digits"]).labels, positive)
 
 
 def test_each_network_is_told_as_it_is_tested(trained: list[Trained]) -> None:
