@@ -77,13 +77,13 @@ def list_classes(folder: Path, class_names: tuple[str, ...] = ()) -> Files:
 def list_imagefolder(folder: Path) -> dict[str, Files]:
     """The splits of an image folder: "train", "test", or both.
 
-    FOLDER/train/CLASS/ and FOLDER/test/CLASS/ where these are there; FOLDER/val/CLASS/ is the test split where test/ is
-    missing or has no class folders. With FOLDER/CLASS/ alone, every fifth image of each class, in alphabetical order of
-    the files, is the test split (none of a class with fewer than five images).
+    FOLDER/train/CLASS/ and FOLDER/test/CLASS/ where these are there; FOLDER/val/CLASS/ (or valid, validation) is the
+    test split where test/ is missing or has no class folders. With FOLDER/CLASS/ alone, every fifth image of each
+    class, in alphabetical order of the files, is the test split (none of a class with fewer than five images).
 
     Raises ValueError where a folder called like a split stands beside other folders of images: it may be a class.
     """
-    train, *tests = (folder / name for name in ("train", "test", "val"))
+    train, *tests = (folder / name for name in ("train", "test", "val", "valid", "validation"))
     test = next((path for path in tests if path.is_dir() and _subfolders(path)), None)
     splits: dict[str, Files] = {}
     if not train.is_dir() and test is None:

@@ -205,3 +205,9 @@ def test_tiny_imagenet_with_a_line_that_fits_no_class() -> None:
     (root / "val/val_annotations.txt").write_text("val_0.png\tn09\t0\t0\t9\t9\n")
     with pytest.raises(ValueError, match="a line that fits no class"):
         load_data("tiny-imagenet")
+
+
+def test_a_third_split_by_any_of_its_names_is_none_of_the_classes(tmp_path: Path) -> None:
+    for name in ("train", "test", "valid"):
+        draw(tmp_path / name / "a/1.png", 1)
+    assert set(list_imagefolder(tmp_path)) == {"train", "test"}
