@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
-FOLDER_FILES = ("student.safetensors", "model.safetensors")
+SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
+FOLDER_FILES = ("student.safetensors", "model.safetensors", "pytorch_model.bin")  # ours, then Hugging Face's
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net")
 AVERAGES_UNDER = ("state_dict_ema", "model_ema", "ema")  # moving averages, read where there is no other state dict
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
@@ -48,7 +49,7 @@ class Checkpoint:
 
 
 def find_checkpoint(source: str) -> Path:
-    """The file meant by ``source``: itself, or ``student.safetensors`` or ``model.safetensors`` in a folder."""
+    """The file meant by ``source``: itself, or the first of ``FOLDER_FILES`` in a folder."""
     path = Path(source).expanduser()
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -73,7 +74,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         sha256 = file_sha256(path)
-        content, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
+        content, metadata = read_safetensors(path) if is_safetensors(path) else (read_torch(path), {})
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     hint = content.get("arch", "")
@@ -90,6 +91,26 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do (the header's length as 8 bytes, little-endian, JSON) or is called so."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    length = int.from_bytes(head[:8], "little")
+    return path.suffix.lower() == ".safetensors" or (head[8:] == b"{" and 8 + length <= path.stat().st_size)
+
+
+def architecture_beside(path: Path) -> str:
+    """The ``architecture`` that config.json beside a file names, ``timm:NAME`` where timm wrote it; "" for none."""
+    try:
+        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # anybody's file, and no more than a hint
+        return ""
+    name = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):  # never a path, of which code could be run
+        return ""
+    return f"timm:{name}" if "pretrained_cfg" in config else name
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -209,6 +230,17 @@ def without_prefixes(state: Mapping[str, Tensor]) -> list[tuple[str, dict[str, T
             return shorter
         first = f"{firsts.pop()}."
         shorter.append((prefix + first, {key.removeprefix(first): value for key, value in latest.items()}))
+
+
+def largest_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors below the first part of a name that more than half have (below a prefix of all), under their names.
+
+    Empty where no part has, or where nothing lies beside it. Lightning's module holds a criterion or metrics so.
+    """
+    prefix, latest = without_prefixes(state)[-1]
+    counts = Counter(key.partition(".")[0] for key in latest if "." in key)
+    first, count = counts.most_common(1)[0] if counts else ("", 0)
+    return {key: state[key] for key in state if key.startswith(f"{prefix}{first}.")} if 2 * count > len(latest) else {}
 
 
 def raised(value: Tensor) -> Tensor:

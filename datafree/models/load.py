@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 
 from datafree.models import ALIASES, MODELS, model_names
 from datafree.models.build import RETURNS, build_model, is_file_arch, output_shape, run_file, unknown_name
-from datafree.models.checkpoint import Checkpoint, find_checkpoint, read_checkpoint, without_prefixes
+from datafree.models.checkpoint import (
+    Checkpoint,
+    architecture_beside,
+    find_checkpoint,
+    largest_part,
+    read_checkpoint,
+    without_prefixes,
+)
 from datafree.models.fit import SIDES, Fit, closest, closest_words, compare, ends, fit, misfit
 from datafree.models.naming import names_in, shapes_of
 from datafree.models.pretrained import load_pretrained, torchvision_names, usual_side
@@ -49,12 +57,13 @@ def load_model(
 ) -> Loaded:
     """Load a trained network.
 
-    ``source``: a state dict in a .pt, .pth or .th file (bare, or under state_dict, model, model_state_dict, net), a
-    .safetensors file, a run folder, ``torchvision:NAME`` or ``timm:NAME``. A prefix that all names share is left out
-    where the network fits without it. ``arch``: any name ``build_model`` takes; else the checkpoint's own word, else
-    the file's name. ``shape`` (C, H, W) and ``classes`` are checked where given, else read off the weights.
-    ``download`` allows torchvision's and timm's weights to be fetched. Pickled code is never run; a file named with
-    ``arch="file.py:function"`` is.
+    ``source``: a state dict in a .pt, .pth, .th, .ckpt or .bin file (bare, or under state_dict, model,
+    model_state_dict, net), a safetensors file, a run folder or one of Hugging Face's, ``torchvision:NAME`` or
+    ``timm:NAME``. A prefix that all names share is left out where the network fits without it, as are a few tensors
+    beside the network where the others fit exactly. ``arch``: any name ``build_model`` takes; else the checkpoint's own
+    word, else the file's name, else config.json beside it. ``shape`` (C, H, W) and ``classes`` are checked where given,
+    else read off the weights. ``download`` allows torchvision's and timm's weights to be fetched. Pickled code is never
+    run; a file named with ``arch="file.py:function"`` is.
 
     Raises FileNotFoundError or ValueError, one line that says what to do.
     """
@@ -112,18 +121,27 @@ def from_known_name(
         fits = [fit(name, state, shape=known_shape, side=usual_side(name)) for name in names] or [closest(state)]
         return max(each.difference.share for each in fits)
 
-    checkpoint, prefix = unwrapped(checkpoint, share)
+    whole = checkpoint
+    checkpoint, told = unwrapped(checkpoint, share)
     if not names:
         raise ValueError(
             f"{source}: neither the file nor its name says the architecture; name it with --arch: "
             f"{', '.join(model_names())}, torchvision:NAME, timm:NAME or file.py:function "
             f"({closest_words(closest(checkpoint.state))})"
         )
-    tried: list[Fit] = []
-    for name in names:
-        tried.append(fit(name, checkpoint.state, shape=known_shape, side=usual_side(name)))
-        if tried[-1].fits:
-            break
+
+    def tries(state: Mapping[str, Tensor]) -> list[Fit]:
+        done: list[Fit] = []
+        for name in names:
+            done.append(fit(name, state, shape=known_shape, side=usual_side(name)))
+            if done[-1].fits:
+                break
+        return done
+
+    tried = tries(checkpoint.state)
+    if not tried[-1].fits and (part := fitting_part(whole, lambda state: tries(state)[-1].fits)):
+        checkpoint, told = part
+        tried = tries(checkpoint.state)
     taken = tried[-1]
     if not taken.fits:
         check_channels(source, checkpoint, tried[0].first, known_shape)
@@ -133,7 +151,7 @@ def from_known_name(
     with torch.random.fork_rng(devices=[]):  # its weights are overwritten: the random numbers are left alone
         network = build_model(taken.arch, shape=taken.shape, classes=taken.classes)
     choices = [] if why == "given" else [f"architecture: {taken.arch} ({why})"]
-    choices += left_out(prefix)
+    choices += told
     if taken.naming:
         choices.append(f"names of the tensors: {taken.naming}, renamed")
     if classes is None and "classes" not in checkpoint.metadata:
@@ -145,21 +163,36 @@ def from_known_name(
     return loaded(source, checkpoint, network, taken.arch, taken.shape, taken.classes, choices)
 
 
-def unwrapped(checkpoint: Checkpoint, share: Callable[[Mapping[str, Tensor]], float]) -> tuple[Checkpoint, str]:
+def unwrapped(checkpoint: Checkpoint, share: Callable[[Mapping[str, Tensor]], float]) -> tuple[Checkpoint, list[str]]:
     """The checkpoint without the prefix of all its names that leaves the greatest share of agreeing tensors.
 
-    Returns also the prefix, "" for none, which goes before any that is no better.
+    Returns also what the user is told of it. No prefix goes before any that is no better.
     """
     shorter = without_prefixes(checkpoint.state)
     if len(shorter) == 1:
-        return checkpoint, ""
+        return checkpoint, []
     prefix, state = max(shorter, key=lambda each: share(each[1]))
-    return replace(checkpoint, state=state), prefix
+    return replace(checkpoint, state=state), left_out(prefix)
 
 
-def left_out(prefix: str) -> list[str]:
-    """What the user is told of a prefix."""
-    return [f"names of the tensors: without {prefix!r}, which all begin with"] if prefix else []
+def fitting_part(
+    checkpoint: Checkpoint, fits: Callable[[Mapping[str, Tensor]], bool]
+) -> tuple[Checkpoint, list[str]] | None:
+    """The checkpoint's largest part alone, with or without its prefixes, where that fits; and what the user is told."""
+    part = largest_part(checkpoint.state)
+    beside = [key for key in checkpoint.state if key not in part]
+    for prefix, state in without_prefixes(part) if part else []:
+        if fits(state):
+            return replace(checkpoint, state=state), left_out(prefix, beside)
+    return None
+
+
+def left_out(prefix: str, beside: Sequence[str] = ()) -> list[str]:
+    """What the user is told of a prefix, and of tensors ``beside`` the network."""
+    more = f" and {len(beside) - 3} more" if len(beside) > 3 else ""
+    tensors = [f"tensors left out: {', '.join(beside[:3])}{more} (what remains fits exactly)"] if beside else []
+    whose = "all others" if beside else "all"
+    return tensors + ([f"names of the tensors: without {prefix!r}, which {whose} begin with"] if prefix else [])
 
 
 def candidates(checkpoint: Checkpoint, arch: str | None) -> tuple[list[str], str]:
@@ -175,6 +208,10 @@ def candidates(checkpoint: Checkpoint, arch: str | None) -> tuple[list[str], str
     hinted = names_in(checkpoint.hint, known)
     names = [*hinted, *names_in(checkpoint.path.stem, known)]
     why = "from the checkpoint" if hinted else "from the file's name"
+    if not names and (beside := architecture_beside(checkpoint.path)):
+        names, why = names_in(beside.rpartition(":")[2], known), "from config.json beside it"
+        if beside.startswith("timm:") and (not names or find_spec("timm")):
+            names.append(beside)
     return list(dict.fromkeys(ALIASES.get(name, name) for name in names)), why
 
 
@@ -193,7 +230,14 @@ def from_user_file(
     with torch.random.fork_rng(devices=[]):
         network = run_file(arch)
     expected = shapes_of(network.state_dict())
-    checkpoint, prefix = unwrapped(checkpoint, lambda state: compare(shapes_of(state), expected).share)
+
+    def share(state: Mapping[str, Tensor]) -> float:
+        return compare(shapes_of(state), expected).share
+
+    whole = checkpoint
+    checkpoint, told = unwrapped(checkpoint, share)
+    if share(checkpoint.state) < 1 and (part := fitting_part(whole, lambda state: share(state) == 1)):
+        checkpoint, told = part
     difference = compare(shapes_of(checkpoint.state), expected)
     if difference.share < 1:
         raise ValueError(misfit(source, arch, difference, closest(checkpoint.state)))
@@ -210,7 +254,7 @@ def from_user_file(
     out = outputs[taken] if taken is not None else (1, checkpoint.state[last].shape[0])
     assert not isinstance(out, str)
     check_classes(source, out[1], classes, f"outputs of {arch}")
-    choices = [f"classes: {out[1]} (outputs of {arch})", *left_out(prefix)]
+    choices = [f"classes: {out[1]} (outputs of {arch})", *told]
     if known_shape is None and taken is not None:
         size = "x".join(map(str, taken))
         choices.append(f"shape: {size} (channels read off {first}, the first usual size that {arch} takes)")

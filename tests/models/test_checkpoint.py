@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -15,7 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from datafree.models.checkpoint import file_sha256, find_checkpoint, plain_names, read_checkpoint
+from datafree.models.checkpoint import (
+    architecture_beside,
+    file_sha256,
+    find_checkpoint,
+    largest_part,
+    plain_names,
+    read_checkpoint,
+)
 
 STATE = {"conv.weight": torch.ones(2, 3, 1, 1), "conv.bias": torch.zeros(2)}
 
@@ -56,6 +64,22 @@ def test_a_real_name_module_is_kept_where_not_all_have_it() -> None:
     assert set(plain_names({"a._orig_mod.b": torch.ones(1), "c": torch.ones(1)})) == {"a.b", "c"}
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("model.a.w", "model.b.w", "loss.w"), ("model.a.w", "model.b.w")),
+        (("all.model.a", "all.model.b", "all.loss"), ("all.model.a", "all.model.b")),
+        (("model.a", "ema.a"), ()),  # which of the two nobody knows
+        (("model.a", "ema.a", "loss.w"), ()),
+        (("a", "b"), ()),
+        (("model.a", "model.b"), ()),  # nothing else
+        ((), ()),
+    ],
+)
+def test_the_part_with_more_than_half_of_the_tensors(names: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert tuple(largest_part({name: torch.ones(1) for name in names})) == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     torch.save({key: value.to(dtype) for key, value in STATE.items()}, tmp_path / "x.pth")
@@ -71,6 +95,35 @@ def test_safetensors_with_and_without_our_metadata(tmp_path: Path) -> None:
     assert checkpoint.metadata == facts
     assert checkpoint.shape == (3, 32, 32)
     assert checkpoint.sha256 == file_sha256(tmp_path / "ours.safetensors")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "x.SAFETENSORS", "x.pt", "x"])
+def test_safetensors_are_known_by_their_content(tmp_path: Path, name: str) -> None:
+    save_file(STATE, tmp_path / name, metadata={"datafree": '{"arch": "resnet8"}'})
+    checkpoint = read_checkpoint(tmp_path / name)
+    assert checkpoint.metadata == {"arch": "resnet8"}
+    assert all(torch.equal(checkpoint.state[key], STATE[key]) for key in STATE)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"architecture": "resnet18"}', "resnet18"),
+        ('{"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5]}}', "timm:resnet18"),
+        ('{"architecture": "x/nets.py:make", "pretrained_cfg": {}}', ""),
+        ('{"architecture": ["resnet18"]}', ""),
+        ('{"architectures": ["ResNetForImageClassification"]}', ""),
+        ('["resnet18"]', ""),
+        ("{", ""),
+        ("[" * 100_000, ""),
+        ("\udcff", ""),
+        (None, ""),
+    ],
+)
+def test_the_architecture_in_the_config_beside_a_file(tmp_path: Path, text: str | None, expected: str) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert architecture_beside(tmp_path / "model.safetensors") == expected
 
 
 @pytest.mark.parametrize(
@@ -96,6 +149,14 @@ def test_bad_metadata(tmp_path: Path, text: str) -> None:
 def test_sha256_of_a_known_text(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_sha256_is_of_the_whole_file(tmp_path: Path) -> None:
+    # A million times the letter a (FIPS 180-2, appendix B.3), and as much again: more than one block of reading.
+    million = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
+    for times, wanted in ((1, million), (2, hashlib.sha256(b"a" * 2_000_000).hexdigest())):
+        (tmp_path / "a").write_bytes(b"a" * 1_000_000 * times)
+        assert file_sha256(tmp_path / "a") == wanted
 
 
 class Bomb:
@@ -197,6 +258,8 @@ def test_finding_the_file(tmp_path: Path) -> None:
         find_checkpoint(str(tmp_path))
     with pytest.raises(ValueError, match="cannot be read: File name too long"):
         find_checkpoint("x" * 5000)
+    torch.save(STATE, tmp_path / "pytorch_model.bin")
+    assert find_checkpoint(str(tmp_path)).name == "pytorch_model.bin"
     save_file(STATE, tmp_path / "model.safetensors")
     assert find_checkpoint(str(tmp_path)).name == "model.safetensors"
     save_file(STATE, tmp_path / "student.safetensors")

@@ -53,7 +53,8 @@ class Shared(nn.Module):
         self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.norm(self.conv(x)) + self.conv(x)).mean((2, 3))
+        out: Tensor = (self.norm(self.conv(x)) + self.conv(x)).mean((2, 3))
+        return out
 
 
 class Branching(nn.Module):
@@ -68,6 +69,41 @@ class Branching(nn.Module):
         return (x if x.sum() > 0 else -x).mean((2, 3))
 
 
+class Reading(nn.Module):
+    """A pair that could be folded, but for a second use of the tensor ``name``."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.name = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), name
+
+    def forward(self, x: Tensor) -> Tensor:
+        module, _, tensor = self.name.partition(".")
+        used: Tensor = getattr(getattr(self, module), tensor)
+        out: Tensor = self.norm(self.conv(x)).mean((2, 3)) + used.sum()
+        return out
+
+
+@pytest.mark.parametrize("name", ["conv.weight", "conv.bias", "norm.weight", "norm.running_mean"])
+def test_tensors_that_are_used_elsewhere_keep_their_values(name: str) -> None:
+    network, images = lived_in(Reading(name), (3, 4, 4)), torch.rand(2, 3, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(network)(images), network(images))
+
+
+@pytest.mark.parametrize("hooked", ["conv", "norm", ""])
+@pytest.mark.parametrize("before", [False, True])
+def test_hooks_that_change_something_still_do(hooked: str, before: bool) -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Flatten())
+    network, images = lived_in(inner, (3, 4, 4)), torch.rand(2, 3, 4, 4)
+    module = {"conv": inner[0], "norm": inner[1], "": inner}[hooked]
+    if before:
+        module.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
+    else:
+        module.register_forward_hook(lambda _, __, output: 2 * output)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(network)(images), network(images))
+
+
 @pytest.mark.parametrize("make", [Shared, Branching])
 def test_what_cannot_be_folded_is_left_alone(make: type[nn.Module]) -> None:
     network = lived_in(make(), (3, 4, 4))
@@ -80,3 +116,14 @@ def test_a_teachers_answer_is_its_logits() -> None:
     answer = teacher.answering()(images)
     assert not answer.requires_grad
     torch.testing.assert_close(answer, teacher(images).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_network_stays_as_it_was_and_the_copy_takes_no_gradient() -> None:
+    network = build_model("resnet8", shape=(3, 8, 8), classes=4).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    copy = folded(network)
+    assert copy is not network
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert all(module.training for module in network.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

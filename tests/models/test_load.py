@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,37 @@ def test_the_files_own_word_on_its_architecture(tmp_path: Path) -> None:
     assert found.choices[0] == "architecture: resnet20 (from the checkpoint)"
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_with_a_config(tmp_path: Path, file: str) -> None:
+    state = fresh("resnet8")
+    save_file(state, tmp_path / file) if file.endswith("safetensors") else torch.save(state, tmp_path / file)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet8", "num_classes": 10}')
+    found = load_model(tmp_path)
+    assert (found.arch, found.choices[0]) == ("resnet8", "architecture: resnet8 (from config.json beside it)")
+    torch.save(fresh("resnet20"), tmp_path / "resnet20.pt")
+    assert load_model(tmp_path / "resnet20.pt").choices[0] == "architecture: resnet20 (from the file's name)"
+
+
+def test_a_folder_of_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(models.resnet18(weights=None, num_classes=12).state_dict(), tmp_path / "model.safetensors")
+    config = tmp_path / "config.json"
+    config.write_text('{"architecture": "resnet18", "pretrained_cfg": {"tag": "a1_in1k"}}')
+    found = load_model(tmp_path)
+    assert (found.arch, found.shape, found.classes) == ("torchvision:resnet18", (3, 224, 224), 12)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    config.write_text('{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}}')
+    with pytest.raises(ValueError, match=r"pip install 'datafree\[timm\]'"):
+        load_model(tmp_path)
+
+
+def test_a_folder_of_timms_that_only_timm_knows(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    save_file(timm.create_model("resnet10t", num_classes=12).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet10t", "pretrained_cfg": {}}')
+    found = load_model(tmp_path)
+    assert (found.arch, found.shape[0] if found.shape else 0, found.classes) == ("timm:resnet10t", 3, 12)
+
+
 def test_half_precision_and_missing_counters(tmp_path: Path) -> None:
     state = {key: value.half() for key, value in fresh("resnet8").items() if "num_batches" not in key}
     torch.save(state, tmp_path / "resnet8.pt")
@@ -169,6 +201,16 @@ def test_loading_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     load_model(str(tmp_path / "resnet8.pt"))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_network_of_the_users_own_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(4, 3))\n"
+    )
+    torch.save({"1.weight": torch.ones(3, 4), "1.bias": torch.ones(3)}, tmp_path / "x.pt")
+    before = torch.get_rng_state()
+    load_model(str(tmp_path / "x.pt"), arch=f"{tmp_path}/nets.py:make", shape=(1, 2, 2))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_misfit_names_keys_and_the_closest_network(tmp_path: Path) -> None:
@@ -359,6 +401,52 @@ def test_a_prefix_is_the_networks_own_where_that_fits(tmp_path: Path) -> None:
     assert own.choices == (f"classes: 3 (outputs of {arch}:own)",)
     assert bare.choices[1] == "names of the tensors: without '0.', which all begin with"
     assert torch.equal(own.network(images), bare.network(images))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "beside", "given"),
+    [
+        ("model.", ("criterion.weight",), False),
+        ("net.", ("acc.total", "steps"), True),
+        ("model.net.", ("criterion.weight",), False),
+        ("all.module.", ("all.loss.weight",), False),
+        ("1.", ("0.mean", "0.std"), False),
+    ],
+)
+def test_tensors_beside_a_network_that_fits_are_left_out(
+    tmp_path: Path, prefix: str, beside: tuple[str, ...], given: bool
+) -> None:
+    state = fresh("resnet8")
+    others = {name: torch.ones(3) for name in beside}
+    torch.save({"state_dict": others | {f"{prefix}{key}": state[key] for key in state}}, tmp_path / "resnet8_h.ckpt")
+    found = load_model(str(tmp_path / "resnet8_h.ckpt"), arch="resnet8" if given else None)
+    assert all(torch.equal(value, state[key]) for key, value in found.network.state_dict().items())
+    assert f"tensors left out: {', '.join(beside)} (what remains fits exactly)" in found.choices
+    assert f"names of the tensors: without {prefix!r}, which all others begin with" in found.choices
+
+
+def test_tensors_beside_a_network_of_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def bare():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
+        "class Own(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.net = nn.Linear(12, 3)\n"
+        "    def forward(self, x):\n        return self.net(x.flatten(1))\n"
+    )
+    for prefix, arch in (("net.1", "bare"), ("net", "Own")):  # one to be left out, and the network's own
+        linear = {f"{prefix}.weight": torch.ones(3, 12), f"{prefix}.bias": torch.ones(3)}
+        torch.save(linear | {"acc": torch.ones(1)}, tmp_path / "x.pt")
+        found = load_model(str(tmp_path / "x.pt"), arch=f"{tmp_path}/nets.py:{arch}", shape=(3, 2, 2))
+        assert "tensors left out: acc (what remains fits exactly)" in found.choices
+        assert torch.equal(found.network(torch.ones(1, 3, 2, 2)), torch.full((1, 3), 13.0))
+
+
+def test_nothing_is_left_out_where_the_rest_does_not_fit(tmp_path: Path) -> None:
+    state = {f"model.{key}": value for key, value in fresh("resnet8").items()}
+    del state["model.bn1.bias"]
+    torch.save(state | {"criterion.weight": torch.ones(3)}, tmp_path / "resnet8.pt")
+    with pytest.raises(ValueError, match=r"does not fit resnet8: missing .*unexpected "):
+        load_model(str(tmp_path / "resnet8.pt"))
 
 
 def test_a_misfit_below_a_prefix_is_told_without_it(tmp_path: Path) -> None:
