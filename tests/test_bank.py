@@ -146,6 +146,13 @@ def test_images_without_a_priority_take_the_highest() -> None:
     assert bank.priorities.tolist() == [1, 3, 3, 3]
 
 
+def test_the_highest_is_that_of_an_image_and_not_of_an_empty_place() -> None:
+    bank = Bank(4, SHAPE)
+    bank.add(numbered(0, 2), torch.tensor([0.1, 0.25]))
+    bank.add(numbered(2, 1))
+    assert bank.priorities[2] == 0.25
+
+
 def test_chances_by_hand() -> None:
     bank = Bank(5, SHAPE)
     bank.add(numbered(0, 3), torch.tensor([0.0, 1.0, 9.0]))
@@ -199,3 +206,19 @@ def test_state_round_trip_with_priorities(added: int, eviction: str) -> None:
     assert torch.equal(bank.priorities[: len(bank)], other.priorities[: len(other)])
     draws = [each.draw(50, torch.Generator().manual_seed(0), 0.7) for each in (bank, other)]
     assert torch.equal(*draws)
+
+
+def test_a_resumed_bank_knows_whose_turn_it_is_to_leave() -> None:
+    bank, other = Bank(3, SHAPE, eviction="priority"), Bank(3, SHAPE, eviction="priority")
+    bank.add(numbered(0, 3), torch.tensor([0.0, 1.0, 1.0]))
+    bank.add(numbered(3, 1), torch.tensor([1.0]))  # in the place of image 0, and younger than 1 and 2
+    other.load_state_dict(copy.deepcopy(bank.state_dict()))
+    other.add(numbered(4, 1), torch.tensor([2.0]))
+    assert values(other) == [2, 3, 4]
+
+
+def test_a_pick_on_a_bound_is_the_next_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = Bank(3, SHAPE)
+    bank.add(numbered(0, 3), torch.tensor([0.0, 1.0, 1.0]))
+    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.zeros(n))  # the least that can be drawn
+    assert bank.draw(2, torch.Generator(), 1.0).tolist() == [1, 1], "an image without a chance was drawn"

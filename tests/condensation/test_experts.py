@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from datafree.condensation.experts import (
     shard,
     train_step,
 )
-from datafree.condensation.mtt import MTT, MTTConfig
+from datafree.condensation.mtt import MTT, MTTConfig, last_start
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.tesla import TESLA, TESLAConfig
@@ -161,6 +162,36 @@ def test_what_experts_depend_on_parts_them(tmp_path: Path) -> None:
     keys.append(record(make_setting(tmp_path, augmentation=parse_augmentation("crop")), RECIPE).key)
     keys.append(record(make_setting(tmp_path, lambda: Small(6)), RECIPE).key)
     assert len(set(keys)) == len(keys)
+
+
+def test_an_expert_that_cannot_be_written_leaves_no_part_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any, to: Any) -> None:
+        if str(to).endswith(".safetensors"):
+            raise OSError(28, "No space left on device")
+        replace(_, to)
+
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(ValueError, match=r"cannot write .*expert-0000"):
+        record(make_setting(tmp_path), RECIPE, tmp_path / "mine")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == [INDEX]
+
+
+def test_what_experts_see_is_part_of_their_name(tmp_path: Path) -> None:
+    plain = make_setting(tmp_path)
+    real = Real(plain.real.x, plain.real.y.roll(1), 3)
+    others: list[dict[str, Any]] = [
+        {"real": real},
+        {"domain": dataclasses.replace(DOMAIN, mean=(0.41,))},
+        {"domain": dataclasses.replace(DOMAIN, std=(0.31,))},
+        {"augmentation": parse_augmentation("crop")},
+        {"augmentation": parse_augmentation("crop_scale")},
+        {"cast": lambda: torch.autocast("cpu", torch.bfloat16)},
+    ]
+    told = [json.dumps(describe(make_setting(tmp_path, **changes)), sort_keys=True) for changes in ({}, *others)]
+    assert len(set(told)) == len(told)
 
 
 def test_a_stop_keeps_finished_experts(tmp_path: Path) -> None:
@@ -478,3 +509,60 @@ def test_learning_the_set_brings_students_nearer_to_the_expert(tmp_path: Path) -
         values.append(float(loss.detach()))
     assert values[-1] < 0.5 * values[0]
     assert values[-1] < 0.5
+
+
+def test_a_steps_distance_is_the_mean_over_its_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"experts_per_step": 2, "expert_span": 2, "inner_steps": 2, "expert_epochs": 6}
+    objective, synthetic = start(tmp_path, MTT, MTTConfig, **changes)
+    assert isinstance(objective, MTT)
+    drawn = iter((1, 0, 0, 1))  # the second expert from its first record, the first from its second
+    monkeypatch.setattr(objective, "_draw", lambda *_: next(drawn))
+    monkeypatch.setattr(objective, "_batches", lambda _: [lambda images, labels: (images, labels)] * 2)
+    names = [name for name, _ in objective.network.named_parameters()]
+    sizes = [p.numel() for p in objective.network.parameters()]
+    images, rate = synthetic.decoded(), synthetic.rate
+    wanted = torch.zeros(())
+    for expert, first in ((1, 0), (0, 1)):
+        begin, end = objective.experts.at(expert, first, first + 2)
+        at = begin.requires_grad_()
+        for _ in range(2):
+            parts = zip(torch.split(at, sizes), objective.network.parameters(), strict=True)
+            weights = dict(zip(names, [part.view_as(p) for part, p in parts], strict=True))
+            logits = torch.func.functional_call(objective.network, weights, (images,))
+            loss = F.cross_entropy(logits, torch.tensor([0, 1, 2]))
+            at = at - rate * torch.autograd.grad(loss, at, create_graph=True)[0]
+        wanted = wanted + (at - end).square().sum() / (begin - end).square().sum() / 2
+    value = objective.terms(synthetic)["trajectory"]
+    torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(each, synthetic.images, retain_graph=True)[0] for each in (value, wanted))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(("records", "asked", "wanted"), [(10, None, 5), (6, None, 3), (5, None, 2), (6, 4, 4)])
+def test_students_start_in_the_first_half_unless_asked(records: int, asked: int | None, wanted: int) -> None:
+    assert last_start(records, MTTConfig(expert_span=2, max_start=asked)) == wanted
+
+
+def test_judges_are_the_experts_ends_and_all_that_they_take_rightly_is_as_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, _ = start(tmp_path, DATM, DATMConfig)
+    assert isinstance(objective, DATM)
+    images, mtt, logits = torch.rand(4, 1, 8, 8), objective.mtt, []
+    for index in range(mtt.experts.count):
+        (vector,) = mtt.experts.at(index, mtt.experts.records)
+        nn.utils.vector_to_parameters(vector, mtt.network.parameters())
+        logits.append(mtt.network(images).detach())
+    torch.testing.assert_close(objective.judge(images), torch.stack(logits).mean(0), rtol=1e-5, atol=1e-6)
+    seen: list[Tensor] = []
+
+    def judge(images: Tensor) -> Tensor:
+        """By how much each is the first class: wrong, barely, surely and hardly wrong."""
+        seen.append(images)
+        return F.pad(torch.tensor([-2.0, 0.5, 3.0, -1.0] + [-9.0] * 99)[: len(images), None], (0, 2))
+
+    monkeypatch.setattr(objective, "judge", judge)
+    monkeypatch.setattr(objective, "CANDIDATES", 4)
+    for count, wanted in ((1, [1]), (3, [1, 2, 3])):
+        chosen, _ = objective.first_images([count])
+        assert torch.equal(chosen, seen[-1][wanted])

@@ -113,5 +113,7 @@ def test_what_cannot_be_evaluated() -> None:
         evaluate(net, x, y, teacher=lambda images: torch.zeros(len(images), 4))
     with pytest.raises(ValueError, match="NaN or infinite"):
         evaluate(lambda images: torch.full((len(images), 3), math.nan), x, y)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        evaluate(net, x, y, teacher=lambda images: torch.full((len(images), 3), math.inf))
     with pytest.raises(ValueError, match=r"must give logits \(N, classes\)"):
         evaluate(lambda images: images, x, y)

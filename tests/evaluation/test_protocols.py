@@ -64,6 +64,34 @@ def test_every_protocol_can_be_used() -> None:
             assert protocol.networks >= 5
 
 
+def test_protocols_have_the_releases_constants() -> None:
+    """The defaults of the releases' command lines, which train by SGD of momentum 0.9 unless said.
+
+    DatasetCondensation: `--epoch_eval_train` 300, 1000 with augmentation; `--lr_net` 0.01, `--batch_train` 256, weight
+    decay 0.0005. IDC: 1000 epochs below 50 images a class, batches of 64, MultiStepLR at 2/3 and 5/6 by 0.2, CutMix by
+    half. RDED: AdamW 0.001 with 0.01, 300 epochs, batches of 100, temperature 20. DD-Ranking: 300 epochs.
+    """
+    common = (0.01, 0.9, 5e-4)
+    wanted = {
+        "vico": (1000, 256, "sgd", *common, "restart", 0.1, 0.0, "own", 1.0),
+        "vico-noaug": (300, 256, "sgd", *common, "restart", 0.1, 0.0, "own", 1.0),
+        "mtt": (1000, 256, "sgd", *common, "restart", 0.1, 0.0, "own", 1.0),
+        "idc": (1000, 64, "sgd", *common, "steps", 0.2, 0.5, "own", 1.0),
+        "rded": (300, 100, "adamw", 0.001, 0.9, 0.01, "half-cosine", 0.1, 1.0, "teacher", 20.0),
+        "ddranking": (300, 256, "sgd", *common, "steps", 0.1, 1.0, "own", 1.0),
+    }
+    names = ["epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "decay", "cutmix"]
+    names += ["labels", "temperature"]
+    own = {"default"}
+    assert {n: tuple(getattr(p, f) for f in names) for n, p in PROTOCOLS.items() if n not in own} == wanted
+    assert PROTOCOLS["idc"].milestones == pytest.approx((2 / 3, 5 / 6))
+    assert PROTOCOLS["ddranking"].milestones == (0.5,)
+    # Ours, by which all tables' figures were made unless they say another.
+    ours = PROTOCOLS["default"]
+    assert (ours.steps, ours.batch_size, ours.lr, ours.schedule) == (1000, 128, 0.02, "cosine")
+    assert (ours.networks, ours.momentum, ours.weight_decay) == (5, 0.9, 5e-4)
+
+
 @pytest.mark.parametrize("tiles", [1, 2, 3])
 def test_rded_follows_the_tiles_of_the_images(tiles: int) -> None:
     """Release: `--factor` f shuffles f strips a side and crops with scale=(1 / f, 1); f = 1 leaves images whole."""

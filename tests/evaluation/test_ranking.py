@@ -14,6 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from datafree.data import load_data, to_float
+from datafree.data.loading import Data
+from datafree.domain import make_domain
+from datafree.evaluation import ranking
 from datafree.evaluation.protocols import Protocol
 from datafree.evaluation.ranking import (
     augmentation_robust_score,
@@ -127,3 +130,43 @@ def test_what_cannot_be_ranked() -> None:
         rank(data, image_tensor=torch.rand(11, 1, 8, 8))
     with pytest.raises(ValueError, match="give as many"):
         rank(data, image_tensor=torch.rand(10, 1, 8, 8), protocol=SHORT, full_accuracies=[0.9], syn_lr=0.05)
+
+
+def test_rates_are_chosen_on_training_images_and_each_score_has_its_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training images are 0 to 99, test images 200 and more: each says whose it is."""
+    x_train, y_train = torch.arange(100, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(100) % 2
+    test = torch.arange(200, 240, dtype=torch.uint8).view(-1, 1, 1, 1)
+    domain = make_domain(shape=(1, 1, 1), classes=2)
+    data = Data(domain=domain, x_train=x_train, y_train=y_train, x_test=test, y_test=torch.arange(40) % 2)
+    calls: list[tuple[bool, Tensor, Tensor, Protocol, int, float]] = []
+
+    def train(on: Data, name: str, images: Tensor, labels: Tensor, protocol: Protocol, *_: Any, **how: Any) -> Any:
+        chosen = on.x_test is not test
+        assert on.x_test is not None
+        if chosen:
+            held.update(on.x_test.flatten().tolist())
+        calls.append((chosen, images, labels, protocol, how["count"], how["lr"]))
+        # On held-out training images 0.05 is the best of the rates, on the test images 0.001.
+        return [0.9 - abs(how["lr"] - (0.05 if chosen else 0.001))] * how["count"]
+
+    held: set[int] = set()
+    monkeypatch.setattr(ranking, "accuracies", train)
+    protocol = Protocol(epochs=1, arch="mlp", augmentation="crop", cutmix=0.5)
+    made, soft = torch.full((4, 1, 1, 1), 0.999), torch.tensor([[0.9, 0.1], [0.2, 0.8]]).repeat(2, 1)
+    rank(
+        data, image_tensor=made, soft_labels=soft, hard_labels=torch.tensor([1, 0, 1, 0]), protocol=protocol,
+        networks=2, full_accuracies=[1.0, 1.0], teacher=lambda x: torch.zeros(len(x), 2),
+    )  # fmt: skip
+    assert len(held) == 10  # a tenth
+    assert max(held) < 100
+    assert {call[4] for call in calls if call[0]} == {1}
+    final = [call for call in calls if not call[0]]
+    assert {rate for *_, rate in final} == {0.05}
+    own = [(labels.tolist(), p.labels, p.augmentation) for _, x, labels, p, *_ in final if torch.equal(x, made)]
+    given = soft.tolist()
+    assert own == [([1, 0, 1, 0], "hard", "none"), (given, "own", "crop"), (given, "own", "none")]
+    random = [(x, labels, p) for _, x, labels, p, *_ in final if not torch.equal(x, made)]
+    assert [p.augmentation for *_, p in random] == ["crop", "crop", "none", "none"]
+    for x, labels, _ in random:
+        assert not set((255 * x).round().int().flatten().tolist()) & held  # no image on which a rate was chosen
+        assert torch.equal(labels, torch.full((4, 2), 0.5))

@@ -121,9 +121,9 @@ def test_a_teachers_answer_is_its_logits() -> None:
 def test_the_network_stays_as_it_was_and_the_copy_takes_no_gradient() -> None:
     network = build_model("resnet8", shape=(3, 8, 8), classes=4).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    copy = folded(network)
-    assert copy is not network
-    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    quick = folded(network)
+    assert quick is not network
+    assert not any(parameter.requires_grad for parameter in quick.parameters())
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert all(module.training for module in network.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -119,3 +120,16 @@ def test_before_the_student_begins_nothing_is_fought_over(toy: Toy) -> None:
     at = toy()
     at.pace.warming = True
     assert "adv" not in MAD(at, MADConfig(**SMALL)).update()
+
+
+def test_what_the_copy_is_and_has_made_is_kept_with_the_run(toy: Toy) -> None:
+    method, other = MAD(toy(), MADConfig(**SMALL)), MAD(toy(), MADConfig(**SMALL))
+    method.update()
+    assert not equal(copies(method), copies(other))
+    other.load_state_dict(copy.deepcopy(method.state_dict()))
+    assert equal(copies(method), copies(other))
+    assert other.past.made == method.past.made == 16
+    assert other.past.bank is not None
+    assert method.past.bank is not None
+    assert len(other.past.bank) == 16
+    assert torch.equal(other.past.bank.images[:16], method.past.bank.images[:16])

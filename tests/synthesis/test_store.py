@@ -52,6 +52,7 @@ def test_two_processes_are_served_the_last_batch_of_one(toy: Toy, in_two: InTwo,
     def work() -> Tensor:
         store = Store(at, "last", 1)
         store.keep(shard(MADE))
+        assert store.made == 8, "each counts what all have made"
         return store.sample(n, never).images
 
     assert torch.equal(torch.cat(in_two(work)), MADE[:n])
@@ -92,3 +93,24 @@ def test_two_processes_are_served_the_last_batches_of_mad(toy: Toy, in_two: InTw
     old = round(8 * share)
     assert torch.equal(wanted, spread(MADE[: 8 - old], 1 - MADE[:old]))
     assert torch.equal(torch.cat(in_two(work)), wanted)
+
+
+def test_the_bank_is_told_what_matters_and_evicts_as_it_was_asked(toy: Toy) -> None:
+    store = Store(toy(), "bank", 2, "priority")
+    store.keep(MADE[:2], torch.tensor([5.0, 1.0]))
+    store.keep(MADE[2:3], torch.tensor([3.0]))
+    assert store.bank is not None
+    held = store.bank.images.float() / 255
+    assert bool((held[0] - MADE[0]).abs().max() <= 0.5 / 255 + 1e-6), "the more important of the first two stays"
+    assert bool((held[1] - MADE[2]).abs().max() <= 0.5 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize("feed", ["bank", "last", "fresh"])
+def test_images_made_are_counted_on_and_kept_without_their_graph(toy: Toy, feed: str) -> None:
+    store, other = Store(toy(), feed, 4), Store(toy(), feed, 4)
+    store.keep(MADE.clone().requires_grad_() * 1)
+    assert store.last is not None
+    assert store.last.grad_fn is None
+    other.load_state_dict(copy.deepcopy(store.state_dict()))
+    other.keep(MADE[:3])
+    assert other.made == 11
