@@ -27,9 +27,9 @@ class LoadedTeacher:
 
 
 def load_teacher(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | nn.Module | Teacher,
     *,
-    arch: str | None = None,
+    arch: str | nn.Module | None = None,
     data: str | None = None,
     shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
@@ -41,8 +41,9 @@ def load_teacher(
     """Loads a checkpoint of any origin as a frozen teacher that takes images in [0, 1].
 
     Args:
-        source: file, run folder, torchvision:NAME or timm:NAME; see `datafree.models.load_model`.
-        arch: name or file.py:function; read off the checkpoint where not given.
+        source: file, run folder, torchvision:NAME or timm:NAME, or the network itself, which is copied (a `Teacher`, or
+            a result's `student`, with its normalisation); see `datafree.models.load_model`.
+        arch: name, file.py:function or a network for the file's weights; read off the checkpoint where not given.
         data: domain of the images, by name.
         shape: (C, H, W), where no domain is named.
         classes: number of classes.
@@ -54,6 +55,11 @@ def load_teacher(
     Raises:
         ValueError: one line that says what to do.
     """
+    if isinstance(source, Teacher):
+        source = source.classifier
+    if isinstance(source, Normalised):  # from images in [0, 1]: it is normalised once, here
+        mean, std = _front(source, mean, std)
+        source = source.network
     named = data_domain(data) if data is not None else None
     if named is not None:
         if shape is not None and shape[0] != named.shape[0]:
@@ -89,7 +95,7 @@ def load_teacher(
 
 
 def load_student(
-    source: str | os.PathLike[str], *, arch: str | None = None, device: torch.device | str = "cpu"
+    source: str | os.PathLike[str], *, arch: str | nn.Module | None = None, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, Domain]:
     """A trained student (a run folder or a file), in evaluation mode, taking images in [0, 1]; and its domain.
 
@@ -98,6 +104,15 @@ def load_student(
     """
     found = load_teacher(source, arch=arch, device=device)
     return found.teacher.classifier, found.domain
+
+
+def _front(
+    network: Normalised, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """The constants of a network that normalises by itself."""
+    if mean is not None or std is not None:
+        raise ValueError("this network has its own normalisation: leave mean and std out")
+    return network.get_buffer("mean").flatten().tolist(), network.get_buffer("std").flatten().tolist()
 
 
 def _on(teacher: Teacher, device: torch.device | str) -> Teacher:

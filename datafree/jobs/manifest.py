@@ -6,10 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from datafree import parallel
 from datafree.config import TrainConfig, replace
-from datafree.jobs.planning import Plan, network_costs
+from datafree.jobs.planning import Networks, Plan, network_costs
+from datafree.models.memory import MEMORY, in_memory
 from datafree.runs import environment
+
+NETWORKS = ("teacher", "arch", "student")  # what may be a network in the place of a name
 
 
 def split_options(config: TrainConfig, options: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
@@ -17,6 +22,24 @@ def split_options(config: TrainConfig, options: Mapping[str, Any]) -> tuple[Trai
     common = {f.name for f in dataclasses.fields(TrainConfig)}
     config = replace(config, {k: v for k, v in options.items() if k in common})
     return config, {k: v for k, v in options.items() if k not in common}
+
+
+def part_networks(options: Mapping[str, Any]) -> tuple[Networks, dict[str, Any]]:
+    """Parts networks that stand for a name (`teacher`, `arch`, `student`) from the options; their names stay there."""
+    networks = {k: v for k, v in options.items() if isinstance(v, nn.Module)}
+    return networks, {**options, **{k: in_memory(v) for k, v in networks.items()}}
+
+
+def check_networks(about: Mapping[str, Any], networks: Networks) -> None:
+    """Raises ValueError unless the networks are those that the run of a manifest was given from memory."""
+    names = {k: about["config"].get(k) for k in NETWORKS if str(about["config"].get(k)).startswith(MEMORY)}
+    given = {k: in_memory(v) if isinstance(v, nn.Module) else type(v).__name__ for k, v in networks.items()}
+    if given == names:
+        return
+    calls = ", ".join(f"{k}=..." for k in names)
+    was = ", ".join(f"{k} {v.removeprefix(MEMORY)}" for k, v in names.items()) or "none"
+    how = f"from Python: datafree.resume(folder, {calls})" if names else "leave them out"
+    raise ValueError(f"networks that this run was given from memory: {was}; {how}")
 
 
 def from_manifest(about: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ from datafree.training import EPOCH_STEPS, Clock, make_clock
 # Where no length is given: the embedded digits job is short, any other takes half an hour of wall clock.
 EMBEDDED_LENGTH = {"steps": 1000}
 USUAL_LENGTH = {"budget": "30m"}
+# Networks from memory by the option that they stand for: teacher, arch, student.
+Networks = Mapping[str, nn.Module]
 # What stands in a method's place, by the name that messages give it.
 INSTEAD: Mapping[type[Any], str] = {CondensedImages: "condensed", RealImages: "real"}
 
@@ -93,7 +96,12 @@ class Plan:
 
 
 def make_plan(
-    config: TrainConfig, options: Mapping[str, Any], device: torch.device, *, embedded_teacher: str | None = None
+    config: TrainConfig,
+    options: Mapping[str, Any],
+    device: torch.device,
+    *,
+    networks: Networks = MappingProxyType({}),
+    embedded_teacher: str | None = None,
 ) -> Plan:
     """Loads the teacher and resolves everything that was left open.
 
@@ -101,6 +109,7 @@ def make_plan(
         config: what a person asked for.
         options: the method's own hyper-parameters.
         device: where it runs.
+        networks: those that `config` names "memory:...".
         embedded_teacher: the file to take where no teacher is named.
 
     Raises:
@@ -117,8 +126,8 @@ def make_plan(
     source = embedded_teacher if config.teacher is None else config.teacher
     assert source is not None
     teacher = load_teacher(
-        source,
-        arch=config.arch,
+        networks.get("teacher", source),
+        arch=networks.get("arch", config.arch),
         data="digits" if embedded else config.data,
         shape=parse_shape(config.shape) if config.shape else None,
         classes=config.classes,
@@ -138,7 +147,7 @@ def make_plan(
             teacher.loaded.arch, domain.shape, classes=domain.classes, than=parameters(teacher.teacher.network)
         )
         choices.append(f"student: {student} (the next smaller network; --student names another)")
-    network = build_model(student, shape=domain.shape, classes=domain.classes)
+    network = build_model(networks.get("student", student), shape=domain.shape, classes=domain.classes)
     defaults = student_defaults(config, method)
     normless = not any("Norm" in type(m).__name__ for m in network.modules())
     if config.optimizer is None and defaults["optimizer"] == "sgd" and normless:

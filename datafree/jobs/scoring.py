@@ -20,6 +20,7 @@ from datafree.jobs.machine import find_device
 from datafree.jobs.manifest import from_manifest
 from datafree.jobs.writing import to_picture
 from datafree.models.checkpoint import find_checkpoint, read_checkpoint
+from datafree.models.memory import MEMORY
 from datafree.pictures import png_bytes
 from datafree.runs import SAMPLES, Run, atomic_write, write_json
 
@@ -28,11 +29,11 @@ def evaluate(
     student: str | os.PathLike[str],
     data: str | None = None,
     *,
-    arch: str | None = None,
+    arch: str | nn.Module | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    teacher: str | None = None,
-    teacher_arch: str | None = None,
+    teacher: str | nn.Module | None = None,
+    teacher_arch: str | nn.Module | None = None,
     teacher_mean: Sequence[float] | None = None,
     teacher_std: Sequence[float] | None = None,
     download: bool = False,
@@ -40,8 +41,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy of a student (a run folder or a file) on a test split, and its fidelity to its teacher.
 
-    The teacher is the run's own, if the student is a run folder; or the one given. Architectures and normalisations
-    are for files that do not say theirs; a teacher's is else the one of the data.
+    The teacher is the run's own, if the student is a run folder (none where that was a network from memory); or the one
+    given. `arch` and `teacher_arch` may be networks that the files are for, `teacher` the network itself. Architectures
+    and normalisations are for files that do not say theirs; a teacher's is else the one of the data.
 
     Returns:
         accuracy, per_class, confusion; with a teacher also teacher_accuracy, agreement (fractions of 1) and kl (nats).
@@ -70,13 +72,21 @@ def evaluate(
     found: LoadedTeacher | None = None
     if teacher is not None:
         found = load_teacher(teacher, arch=teacher_arch, data=name, mean=teacher_mean, std=teacher_std, device=place)
-    elif (Path(student) / "run.json").is_file() and Run.open(student).manifest().get("job") == "train":
+    elif _names_teacher(student):
         found = run_teacher(Run.open(student), place)
     scores = score(network, held.x_test, held.y_test, teacher=found.teacher if found is not None else None)
     return {"student": student, "data": name, **scores.to_dict()}
 
 
-def check_teacher_options(teacher: str | None, **options: Any) -> None:
+def _names_teacher(student: str) -> bool:
+    """Whether a student is a run's, the teacher of which can be found again."""
+    if not (Path(student) / "run.json").is_file():
+        return False
+    about = Run.open(student).manifest()
+    return about.get("job") == "train" and not str(about["config"]["teacher"]).startswith(MEMORY)
+
+
+def check_teacher_options(teacher: object, **options: Any) -> None:
     """Refuses what describes a teacher's file where none is given: a run's own says it all.
 
     Raises:

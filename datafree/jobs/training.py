@@ -14,12 +14,13 @@ from torch import nn
 from datafree import parallel
 from datafree.config import TrainConfig
 from datafree.distillation import distill
+from datafree.evaluation.cost import parameters
 from datafree.jobs.condensing import resume_condense
 from datafree.jobs.fresh import fresh_run
 from datafree.jobs.loading import load_student
 from datafree.jobs.machine import prepare
-from datafree.jobs.manifest import from_manifest, manifest, split_options
-from datafree.jobs.planning import Plan, expected_memory_mb, make_plan
+from datafree.jobs.manifest import check_networks, from_manifest, manifest, part_networks, split_options
+from datafree.jobs.planning import Networks, Plan, expected_memory_mb, make_plan
 from datafree.jobs.pretraining import embedded_teacher, resume_pretrain, untrained_teacher
 from datafree.jobs.session import Interrupted, Session, finish, interruptible
 from datafree.report import render_report
@@ -68,23 +69,26 @@ def train(
         force: overwrite a run that stands in `out`.
         say: called with each line worth telling (choices, warnings).
         show: called with the measurements of the moment, about once a second.
-        options: fields of `TrainConfig` and of the method's configuration.
+        options: fields of `TrainConfig` and of the method's configuration. `teacher` and `student` may be networks
+            (`torch.nn.Module`, from normalised images (N, C, H, W) to logits) in the place of names, and `arch` a
+            network that the teacher's file is for. They are copied with their weights, never changed.
 
     Raises:
         ValueError: something a person can mend; one line.
         TermError: a term became NaN or infinite.
         Interrupted: Ctrl-C, after saving.
     """
+    networks, options = part_networks(options)
     config, options = split_options(config or TrainConfig(), options)
     device = prepare(config)
     if config.teacher is not None and out is not None and _lies_in(config.teacher, out):
         raise ValueError(f"--teacher {config.teacher} lies in --out {out}, which is overwritten: give another --out")
-    plan = _first_plan(config, options, device)  # whatever is wrong is found before anything is written
+    plan = _first_plan(config, options, device, networks)  # whatever is wrong is found before anything is written
     name = f"train-{config.method}"
     with fresh_run(out, name, force=force) as run:
         if config.teacher is None:
             file = embedded_teacher(config, run.path / TEACHER, device, say)
-            plan = make_plan(config, options, device, embedded_teacher=file)
+            plan = make_plan(config, options, device, networks=networks, embedded_teacher=file)
         for line in plan.choices:
             say(line)
         for line in plan.warnings:
@@ -94,14 +98,21 @@ def train(
         return _execute(plan, run, None, say, show)
 
 
-def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent) -> Any:
+def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent, **networks: nn.Module) -> Any:
     """Goes on with the run in `out` from its last whole checkpoint; a finished run is returned as it is.
+
+    Args:
+        out: the run's folder.
+        say: as for `train`.
+        show: likewise.
+        networks: `teacher`, `arch`, `student`, where the run was given networks in the place of names.
 
     Returns:
         What the run's own job returns: a `Result` of `train`, a `Condensed` of `condense`, the result of `pretrain`.
 
     Raises:
-        ValueError: no run is there, it is being written by another process, or its teacher has changed.
+        ValueError: no run is there, it is being written by another process, its teacher has changed, or a network
+            that it was given is missing here.
     """
     run = Run.open(out)
     about = run.manifest()
@@ -112,19 +123,24 @@ def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent) -> Any:
     if about.get("job") != "train":
         raise ValueError(f"{run.path} holds a {about.get('job')} run, which is not resumed: start that again")
     config, options = from_manifest(about)
+    check_networks(about, networks)
     device = prepare(config)
     finished = run.result()
     with run.lock() if finished is None and parallel.rank() == 0 else run:
         file = None
         if config.teacher is None:
             file = embedded_teacher(config, run.path / TEACHER, device, say)
-        plan = make_plan(config, options, device, embedded_teacher=file)
+        plan = make_plan(config, options, device, networks=networks, embedded_teacher=file)
         source = plan.teacher.loaded.source
         if about["teacher"]["sha256"] != plan.teacher.loaded.sha256:
             raise ValueError(f"{source} has changed since the run began: start anew with another --out")
+        if about["student"]["parameters"] != parameters(plan.network):
+            raise ValueError(
+                "the student is another network than the run's: give that, or start anew with another --out"
+            )
         if finished is not None:
             say(f"the run in {run.path} is finished")
-            student = load_student(str(run.path), arch=config.student, device=device)[0]
+            student = load_student(str(run.path), arch=networks.get("student", config.student), device=device)[0]
             return Result(path=run.path, metrics=finished, student=student)
         return _execute(plan, run, run.last_checkpoint(say), say, show)
 
@@ -134,17 +150,19 @@ def dry_run(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]
 
     Without a teacher (the embedded digits job) an untrained network stands in for it.
     """
+    networks, options = part_networks(options)
     config, options = split_options(config or TrainConfig(), options)
-    plan = _first_plan(config, options, prepare(config))
+    plan = _first_plan(config, options, prepare(config), networks)
     return {**manifest(plan), "expected_memory_mb": expected_memory_mb(plan)}
 
 
-def _first_plan(config: TrainConfig, options: Mapping[str, Any], device: torch.device) -> Plan:
+def _first_plan(config: TrainConfig, options: Mapping[str, Any], device: torch.device, networks: Networks) -> Plan:
     """The plan before anything is written, with an untrained stand-in for the embedded teacher."""
     if config.teacher is not None:
-        return make_plan(config, options, device)
+        return make_plan(config, options, device, networks=networks)
     with TemporaryDirectory() as folder:
-        return make_plan(config, options, device, embedded_teacher=untrained_teacher(Path(folder) / TEACHER))
+        stand_in = untrained_teacher(Path(folder) / TEACHER)
+        return make_plan(config, options, device, networks=networks, embedded_teacher=stand_in)
 
 
 def _lies_in(file: str, folder: str | Path) -> bool:

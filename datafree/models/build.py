@@ -14,23 +14,27 @@ import torch
 from torch import nn
 
 from datafree.models import ALIASES, MODELS, model_names
+from datafree.models.memory import MEMORY, copied, gone, in_memory
 
 # torchvision's networks with side branches during training; they are built without.
 SIDE_BRANCHES = ("googlenet", "inception_v3")
 RETURNS = "it returns "  # how `output_shape` begins where a network's output is no tensor
 
 
-def build_model(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def build_model(name: str | nn.Module, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Build an untrained network that maps normalised images (N, *shape) to logits (N, classes).
 
     ``name``: a name of the zoo (``datafree list models``) or an alias, ``torchvision:NAME``, ``timm:NAME`` (needs the
     extra ``timm``), or ``path/file.py:function``: a function without arguments that returns the module. That file is
-    run.
+    run. Or a network of your own, which is copied with its weights.
     ``shape`` is (C, H, W) in pixels. Trained weights come from ``load_model`` only.
 
     Raises ValueError where the name is not known or the network cannot take that shape or number of classes.
     """
-    network = make_network(name, shape=shape, classes=classes)
+    if isinstance(name, nn.Module):
+        network, name = copied(name), in_memory(name)
+    else:
+        network = make_network(name, shape=shape, classes=classes)
     if name not in MODELS and name not in ALIASES:
         check_output(network, name=name, shape=shape, classes=classes)
     return network
@@ -53,6 +57,8 @@ def make_network(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.
         return build_timm(name, shape=shape, classes=classes)
     if is_file_arch(name):
         return run_file(name)
+    if name.startswith(MEMORY):
+        raise ValueError(gone(name))
     raise ValueError(unknown_name(name, model_names()))
 
 

@@ -22,6 +22,7 @@ from datafree.models.checkpoint import (
     without_prefixes,
 )
 from datafree.models.fit import SIDES, Fit, closest, closest_words, compare, ends, fit, misfit
+from datafree.models.memory import MEMORY, copied, gone, in_memory, tensors_sha256
 from datafree.models.naming import names_in, shapes_of
 from datafree.models.pretrained import load_pretrained, torchvision_names, usual_side
 
@@ -32,7 +33,8 @@ class Loaded:
 
     ``shape``: (C, H, W) of its images, None if it cannot be known. ``mean``, ``std``: the normalisation it needs, one
     value a channel, None if the checkpoint does not say. ``data``: the domain's name if the checkpoint knows it.
-    ``sha256``: of the file. ``choices``: one line for each thing that was inferred.
+    ``sha256``: of the file, or of the tensors of a network from memory. ``choices``: one line for each thing that was
+    inferred.
     """
 
     network: nn.Module
@@ -48,9 +50,9 @@ class Loaded:
 
 
 def load_model(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | nn.Module,
     *,
-    arch: str | None = None,
+    arch: str | nn.Module | None = None,
     shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
     download: bool = False,
@@ -59,20 +61,24 @@ def load_model(
 
     ``source``: a state dict in a .pt, .pth, .th, .ckpt or .bin file (bare, or under state_dict, model,
     model_state_dict, net), a safetensors file, a run folder or one of Hugging Face's, ``torchvision:NAME`` or
-    ``timm:NAME``. A prefix that all names share is left out where the network fits without it, as are a few tensors
-    beside the network where the others fit exactly. ``arch``: any name ``build_model`` takes; else the checkpoint's own
-    word, else the file's name, else config.json beside it. ``shape`` (C, H, W) and ``classes`` are checked where given,
-    else read off the weights. ``download`` allows torchvision's and timm's weights to be fetched. Pickled code is never
-    run; a file named with ``arch="file.py:function"`` is.
+    ``timm:NAME``; or the network itself, which is copied. A prefix that all names share is left out where the network
+    fits without it, as are a few tensors beside the network where the others fit exactly. ``arch``: any name
+    ``build_model`` takes, or a network that the file's weights are for; else the checkpoint's own word, else the file's
+    name, else config.json beside it. ``shape`` (C, H, W) and ``classes`` are checked where given, else read off the
+    weights. ``download`` allows torchvision's and timm's weights to be fetched. Pickled code is never run; a file named
+    with ``arch="file.py:function"`` is.
 
     Raises FileNotFoundError or ValueError, one line that says what to do.
     """
+    if isinstance(source, nn.Module):
+        if arch is not None:
+            raise ValueError("an arch goes with a checkpoint file; a network in memory is its own: leave arch out")
+        return from_memory(source, shape=shape, classes=classes)
     if not isinstance(source, str | os.PathLike):
-        raise ValueError(
-            f"a {type(source).__name__} is no checkpoint: save its state_dict() to a file and give that, with --arch "
-            "file.py:function for a network of your own"
-        )
+        raise ValueError(f"a {type(source).__name__} is no checkpoint: give a file, or the torch.nn.Module itself")
     source = os.fspath(source)
+    if source.startswith(MEMORY):
+        raise ValueError(gone(source))
     if source.startswith(("torchvision:", "timm:")):
         if arch not in (None, source):
             raise ValueError(f"--arch {arch} goes with a checkpoint file; {source} has its own architecture")
@@ -99,8 +105,8 @@ def load_model(
             raise FileNotFoundError(f"no file {source}: for pretrained weights say torchvision:{source}") from error
         raise
     checkpoint = read_checkpoint(path)
-    if arch is not None and is_file_arch(arch):
-        return from_user_file(source, checkpoint, arch=arch, shape=shape, classes=classes)
+    if isinstance(arch, nn.Module) or (arch is not None and is_file_arch(arch)):
+        return from_user_network(source, checkpoint, arch=arch, shape=shape, classes=classes)
     return from_known_name(source, checkpoint, arch=arch, shape=shape, classes=classes)
 
 
@@ -199,6 +205,8 @@ def candidates(checkpoint: Checkpoint, arch: str | None) -> tuple[list[str], str
     """Architectures to try, the likeliest first, and where their names were found."""
     stated = arch or checkpoint.metadata.get("arch")
     if stated:
+        if stated.startswith(MEMORY):
+            raise ValueError(f"{checkpoint.path}: {gone(stated)}")
         if is_file_arch(stated):  # a file that only the checkpoint names is never run
             raise ValueError(f"{checkpoint.path} was made with --arch {stated}: give --arch again (it runs that file)")
         if not stated.startswith(("torchvision:", "timm:")) and stated not in model_names():
@@ -223,12 +231,36 @@ def check_channels(source: str, checkpoint: Checkpoint, name: str, shape: tuple[
         raise ValueError(f"{source} takes {takes} channels (read off {name}), not {shape[0]}: give data of as many")
 
 
-def from_user_file(
-    source: str, checkpoint: Checkpoint, *, arch: str, shape: tuple[int, int, int] | None, classes: int | None
+def from_memory(network: nn.Module, *, shape: tuple[int, int, int] | None, classes: int | None) -> Loaded:
+    """A copy of the user's own network, in float32; what it takes and gives is tried out."""
+    name, network = in_memory(network), copied(network).eval()
+    taken, found, choices = read_off(network, name, shape, classes)
+    return Loaded(
+        network=network,
+        arch=name,
+        shape=taken,
+        classes=found,
+        mean=None,
+        std=None,
+        data=None,
+        sha256=tensors_sha256(network),
+        source=name,
+        choices=tuple(choices),
+    )
+
+
+def from_user_network(
+    source: str,
+    checkpoint: Checkpoint,
+    *,
+    arch: str | nn.Module,
+    shape: tuple[int, int, int] | None,
+    classes: int | None,
 ) -> Loaded:
-    """Load into the module that the user's function returns; what it takes and gives is tried out."""
+    """Load into the module that the user gives, or their function returns; what it takes and gives is tried out."""
+    name = in_memory(arch) if isinstance(arch, nn.Module) else arch
     with torch.random.fork_rng(devices=[]):
-        network = run_file(arch)
+        network = copied(arch) if isinstance(arch, nn.Module) else run_file(arch)
     expected = shapes_of(network.state_dict())
 
     def share(state: Mapping[str, Tensor]) -> float:
@@ -240,25 +272,38 @@ def from_user_file(
         checkpoint, told = part
     difference = compare(shapes_of(checkpoint.state), expected)
     if difference.share < 1:
-        raise ValueError(misfit(source, arch, difference, closest(checkpoint.state)))
+        raise ValueError(misfit(source, name, difference, closest(checkpoint.state)))
     fill(network, checkpoint, {key: key for key in checkpoint.state})
+    taken, found, choices = read_off(network, name, shape or checkpoint.shape, classes)
+    choices[1:1] = told
+    return loaded(source, checkpoint, network, name, taken, found, choices)
+
+
+def read_off(
+    network: nn.Module, name: str, known_shape: tuple[int, int, int] | None, classes: int | None
+) -> tuple[tuple[int, int, int] | None, int, list[str]]:
+    """The shape that a user's network takes, its number of classes, and what the user is told of them.
+
+    Raises ValueError where it does not return logits, or does not take the known shape.
+    """
     first, last = ends(network)
-    known_shape = shape or checkpoint.shape
     outputs = {each: output_shape(network, each) for each in ([known_shape] if known_shape else shapes_for(network))}
     taken = next((each for each, out in outputs.items() if not isinstance(out, str) and len(out) == 2), None)
     if no_tensor := next((out for out in outputs.values() if isinstance(out, str) and out.startswith(RETURNS)), ""):
-        raise ValueError(f"{arch}: {no_tensor}: its forward must return the logits (N, classes) alone")
+        raise ValueError(f"{name}: {no_tensor}: its forward must return the logits (N, classes) alone")
     if known_shape is not None and taken is None:
         size, got = "x".join(map(str, known_shape)), outputs[known_shape]
-        raise ValueError(f"{arch} gives no logits (1, classes) for one image of {size}, but {got}: give data that fit")
-    out = outputs[taken] if taken is not None else (1, checkpoint.state[last].shape[0])
+        raise ValueError(f"{name} gives no logits (1, classes) for one image of {size}, but {got}: give data that fit")
+    if taken is None and not last:
+        raise ValueError(f"{name} has no layer that tells its images' size: give it (train --shape CxHxW)")
+    out = outputs[taken] if taken is not None else (1, network.state_dict()[last].shape[0])
     assert not isinstance(out, str)
-    check_classes(source, out[1], classes, f"outputs of {arch}")
-    choices = [f"classes: {out[1]} (outputs of {arch})", *told]
+    check_classes(name, out[1], classes, "its outputs")
+    choices = [f"classes: {out[1]} (outputs of {name})"]
     if known_shape is None and taken is not None:
         size = "x".join(map(str, taken))
-        choices.append(f"shape: {size} (channels read off {first}, the first usual size that {arch} takes)")
-    return loaded(source, checkpoint, network, arch, taken, out[1], choices)
+        choices.append(f"shape: {size} (channels read off {first}, the first usual size that {name} takes)")
+    return taken, out[1], choices
 
 
 def shapes_for(network: nn.Module) -> list[tuple[int, int, int]]:

@@ -1,0 +1,55 @@
+"""Networks that are given as they are, not by a name or a file."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+from torch import nn
+
+MEMORY = "memory:"  # how such a network begins where a name is wanted, as in manifests
+
+
+def in_memory(network: nn.Module) -> str:
+    """What a network that has no name is called."""
+    return f"{MEMORY}{type(bare(network)).__name__}"
+
+
+def gone(name: str) -> str:
+    """What to do where only the name is left."""
+    return (
+        f"the network {name.removeprefix(MEMORY)} was given from memory, and no file keeps such a one: give it again, "
+        "from Python, or a file.py:function that makes it"
+    )
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network without what DataParallel, DistributedDataParallel and torch.compile put around it."""
+    inner = getattr(network, "_orig_mod", None)
+    if inner is None and isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = network.module
+    return bare(inner) if isinstance(inner, nn.Module) else network
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy on the CPU, weights in float32, which nothing that is done to it carries over to the user's own.
+
+    Raises:
+        ValueError: it holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(bare(network)).cpu().float()
+    except Exception as error:  # a user's module may hold anything
+        raise ValueError(
+            f"{in_memory(network)} cannot be copied ({type(error).__name__}): save its state_dict() to a file, and "
+            "give that with arch='file.py:function'"
+        ) from error
+
+
+def tensors_sha256(network: nn.Module) -> str:
+    """Of names, sizes and values of all that its state dict holds."""
+    digest = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
