@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import re
 import warnings
@@ -103,14 +104,46 @@ def is_safetensors(path: Path) -> bool:
 
 def architecture_beside(path: Path) -> str:
     """The ``architecture`` that config.json beside a file names, ``timm:NAME`` where timm wrote it; "" for none."""
-    try:
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # anybody's file, and no more than a hint
-        return ""
-    name = config.get("architecture") if isinstance(config, dict) else None
+    config = json_beside(path, "config.json")
+    name = config.get("architecture")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):  # never a path, of which code could be run
         return ""
     return f"timm:{name}" if "pretrained_cfg" in config else name
+
+
+def normalisation_beside(path: Path) -> tuple[list[float], list[float]] | None:
+    """Mean and std that lie beside a file of Hugging Face's names, one value a channel; None for none.
+
+    They are ``pretrained_cfg`` in timm's config.json, or ``image_mean`` and ``image_std`` in transformers'
+    preprocessor_config.json.
+    """
+    if path.name not in FOLDER_FILES[1:]:
+        return None
+    timms = json_beside(path, "config.json").get("pretrained_cfg")
+    others = json_beside(path, "preprocessor_config.json")
+    pairs = [(timms.get("mean"), timms.get("std"))] if isinstance(timms, dict) else []
+    if others.get("do_normalize", True):
+        pairs.append((others.get("image_mean"), others.get("image_std")))
+    for mean, std in pairs:
+        if all_numbers(mean) and all_numbers(std) and len(mean) == len(std) > 0 and min(std) > 0:
+            return mean, std
+    return None
+
+
+def json_beside(path: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file beside ``path``; empty where there is none. It is anybody's: no more than a hint."""
+    try:
+        config = json.loads((path.parent / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def all_numbers(values: Any) -> bool:
+    """Whether these are a list of finite numbers."""
+    return isinstance(values, list) and all(
+        isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) for each in values
+    )
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

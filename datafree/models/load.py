@@ -18,6 +18,7 @@ from datafree.models.checkpoint import (
     architecture_beside,
     find_checkpoint,
     largest_part,
+    normalisation_beside,
     read_checkpoint,
     without_prefixes,
 )
@@ -332,15 +333,20 @@ def loaded(
     classes: int,
     choices: list[str],
 ) -> Loaded:
-    """Put the network together with what the checkpoint's metadata say of its normalisation and data."""
+    """Put the network together with what the checkpoint, or what lies beside it, says of its normalisation and data."""
     metadata: dict[str, Any] = checkpoint.metadata
+    mean, std = metadata.get("mean"), metadata.get("std")
+    if not mean and not std:
+        beside = normalisation_beside(checkpoint.path)
+        if beside is not None and (shape is None or len(beside[0]) == shape[0]):
+            mean, std = beside
     return Loaded(
         network=network,
         arch=arch,
         shape=shape,
         classes=classes,
-        mean=tuple(metadata["mean"]) if metadata.get("mean") else None,
-        std=tuple(metadata["std"]) if metadata.get("std") else None,
+        mean=tuple(mean) if mean else None,
+        std=tuple(std) if std else None,
         data=metadata.get("data"),
         sha256=checkpoint.sha256,
         source=source,

@@ -21,6 +21,7 @@ from datafree.models.checkpoint import (
     file_sha256,
     find_checkpoint,
     largest_part,
+    normalisation_beside,
     plain_names,
     read_checkpoint,
 )
@@ -264,3 +265,29 @@ def test_finding_the_file(tmp_path: Path) -> None:
     assert find_checkpoint(str(tmp_path)).name == "model.safetensors"
     save_file(STATE, tmp_path / "student.safetensors")
     assert find_checkpoint(str(tmp_path)).name == "student.safetensors"
+
+
+GREY = ([0.13], [0.31])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("config.json", {"pretrained_cfg": {"mean": [0.13], "std": [0.31]}}, GREY),
+        ("preprocessor_config.json", {"image_mean": [0.13], "image_std": [0.31]}, GREY),
+        ("preprocessor_config.json", {"image_mean": [0.13], "image_std": [0.31], "do_normalize": False}, None),
+        ("config.json", {"pretrained_cfg": {"mean": [0.13], "std": [0.0]}}, None),
+        ("config.json", {"pretrained_cfg": {"mean": [0.13], "std": [0.1, 0.2]}}, None),
+        ("config.json", {"pretrained_cfg": {"mean": [True], "std": [0.31]}}, None),
+        ("config.json", {"pretrained_cfg": {"mean": [float("nan")], "std": [0.31]}}, None),
+        ("config.json", {"pretrained_cfg": {"mean": "0.13", "std": "0.31"}}, None),
+        ("config.json", {"pretrained_cfg": ["mean"]}, None),
+        ("config.json", {"mean": [0.13], "std": [0.31]}, None),
+        ("config.json", [], None),
+    ],
+)
+def test_the_normalisation_beside_a_file(tmp_path: Path, file: str, text: Any, expected: Any) -> None:
+    (tmp_path / file).write_text(json.dumps(text))
+    assert normalisation_beside(tmp_path / "model.safetensors") == expected
+    assert normalisation_beside(tmp_path / "pytorch_model.bin") == expected
+    assert normalisation_beside(tmp_path / "resnet8.safetensors") is None

@@ -483,3 +483,11 @@ def test_a_network_that_returns_more_than_logits(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"its forward must return the logits") as student:
         build_model(arch, shape=(3, 2, 2), classes=3)
     assert str(caught.value) == str(student.value)
+
+
+def test_a_folder_says_its_normalisation(tmp_path: Path) -> None:
+    save_file(fresh("resnet8"), tmp_path / "model.safetensors")
+    config = {"architecture": "resnet8", "pretrained_cfg": {"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = load_model(tmp_path)
+    assert (found.mean, found.std) == ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
