@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -139,7 +139,7 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def all_numbers(values: Any) -> bool:
+def all_numbers(values: Any) -> TypeGuard[list[float]]:
     """Whether these are a list of finite numbers."""
     return isinstance(values, list) and all(
         isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) for each in values
