@@ -3,7 +3,7 @@
 #
 #     bash scripts/test.sh                      # the unit tests
 #     bash scripts/test.sh --all                # the slow tests too
-#     bash scripts/test.sh tests/losses -k kl   # further arguments go to pytest
+#     bash scripts/test.sh tests/losses -k kl   # further arguments go to pytest (-n 0: one process)
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 
@@ -28,4 +28,5 @@ run ruff check .
 run mypy
 run lint-imports
 run pre-commit validate-config
-run python -m pytest "$@"
+# A process for each core, each with its own copy of torch; a machine's memory sets the most.
+run python -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"
