@@ -68,6 +68,11 @@ class Clock:
             return 0.0
         return min((self._read - self._before) / max(self.seconds - self._before, 1e-9), 1.0)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last step of a run of steps is made. What a budget's last step is, nobody knows before."""
+        return self.steps is not None and self.step >= self.steps
+
     def begin_step(self) -> None:
         """To be called before each step: what was read before the first is no step's time."""
         if not self.step:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data import crop_and_flip, draw_crops
+from datafree.data.tensors import usual_pad
 from datafree.data.tensors import Crops
 from datafree.domain import Domain
 from datafree.parallel import latest, shard, world_size
@@ -85,7 +86,7 @@ class Setting:
         return torch.multinomial(self.prior, n, replacement=True, generator=self.rng)
 
     def view(self, images: Tensor) -> Tensor:
-        """This process's images (N, C, H, W) cropped (padding W/8) and, where labels allow, mirrored; differentiable.
+        """This process's images (N, C, H, W) cropped (padding H/8, W/8) and, where labels allow, mirrored; differentiable.
 
         Source: the views that the networks of the field's releases are shown while images are synthesized.
         """
@@ -100,7 +101,7 @@ def usual_batch(student_batch: int) -> int:
 
 def random_view(images: Tensor, rng: torch.Generator, *, flip: bool) -> Tensor:
     """Each image of (N, C, H, W), this process's part of the global batch, in its own random crop and mirroring."""
-    pad = max(1, images.shape[-1] // 8)
+    pad = usual_pad(images.shape)
     crops = draw_crops(len(images) * world_size(), rng, pad=pad, flip=flip)
     return crop_and_flip(images, Crops(*map(shard, crops)), pad=pad).contiguous(memory_format=torch.channels_last)
 

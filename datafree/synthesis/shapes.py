@@ -112,7 +112,9 @@ class ShapeBank:
             self.made += chunk
 
     def draw(self, n: int) -> Tensor:
-        """n shapes for the global batch, (n, C, H, W) uint8; classes by the prior, among those that are held."""
+        """n >= 0 shapes for the global batch, (n, C, H, W) uint8; classes by the prior, among those that are held."""
+        if not n:
+            return self.images[0, :0]
         setting, held = self.setting, self.added.clamp_max(self.each)
         prior = torch.ones_like(held, dtype=torch.float32) if setting.prior is None else setting.prior
         weights = prior * (held > 0)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from datafree.data import augment, batches, crop_and_flip, draw_crops, to_float
-from datafree.data.tensors import Crops
+from datafree.data.tensors import Crops, usual_pad
 
 
 def one_by_one(images: Tensor, crops: Crops, pad: int) -> Tensor:
@@ -34,6 +34,18 @@ def test_augment_equals_the_loop(dtype: torch.dtype, shape: tuple[int, int, int]
         augment(images.to(memory_format=torch.channels_last), torch.Generator().manual_seed(1), pad=pad, flip=flip),
         result,
     )
+
+
+def test_each_way_has_its_own_padding() -> None:
+    images = torch.rand(300, 1, 8, 64) + 0.1
+    crops = draw_crops(300, torch.Generator().manual_seed(0), pad=(1, 8), flip=False)
+    assert (crops.top.unique().tolist(), crops.left.unique().tolist()) == ([0, 1, 2], list(range(17)))
+    found = crop_and_flip(images, crops, pad=(1, 8))
+    canvas = torch.zeros(300, 1, 10, 80)
+    canvas[:, :, 1:9, 8:72] = images
+    rows = zip(canvas, crops.top.tolist(), crops.left.tolist(), strict=True)
+    assert torch.equal(found, torch.stack([each[:, y : y + 8, x : x + 64] for each, y, x in rows]))
+    assert usual_pad(images.shape) == (1, 8)
 
 
 def test_without_padding_and_flip_nothing_changes() -> None:

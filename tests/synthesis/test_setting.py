@@ -96,10 +96,11 @@ def test_the_students_mode_is_put_back_after_an_error_too(toy: Toy, was: bool) -
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_views_are_cropped_by_the_width_and_mirrored_by_the_domain(toy: Toy, flip: bool) -> None:
+def test_views_are_cropped_by_an_eighth_each_way_and_mirrored_by_the_domain(toy: Toy, flip: bool) -> None:
     at = toy(domain=dataclasses.replace(toy().domain, shape=(3, 8, 16), flip=flip))
     views = at.view(torch.linspace(0.1, 1, 16).expand(300, 3, 8, 16))[:, 0]  # brighter to the right
-    assert (views > 0).any(2).sum(1).min() == 8 - 16 // 8
+    assert (views > 0).any(2).sum(1).min() == 8 - 1
+    assert (views > 0).any(1).sum(1).min() == 16 - 2
     assert (views[:, 4, 5] > views[:, 4, 10]).any() == flip
 
 
