@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datafree.distillation import distill as distill
     from datafree.domain import DOMAINS as DOMAINS
     from datafree.domain import Domain as Domain
+    from datafree.evaluation.ranking import rank as rank
     from datafree.jobs import Result as Result
     from datafree.jobs import condense as condense
     from datafree.jobs import evaluate as evaluate
@@ -55,6 +56,7 @@ _PUBLIC = {
     "load_student": "datafree.jobs",
     "load_teacher": "datafree.jobs",
     "pretrain": "datafree.jobs",
+    "rank": "datafree.evaluation.ranking",
     "reproduce": "datafree.jobs",
     "resume": "datafree.jobs",
     "sample": "datafree.jobs",

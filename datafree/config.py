@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 Floats = tuple[float, ...]
+MOST_SHOWN = 200  # characters of a value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Field:
     choices: tuple[str, ...]
     help: str
     default: Any
+    optional: bool
 
     @property
     def flag(self) -> str:
@@ -49,14 +51,17 @@ def _fields_of(config: Any) -> tuple[Field, ...]:
     found = []
     for field in dataclasses.fields(config):
         kind, text = typing.get_args(hints[field.name])
-        if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        optional = typing.get_origin(kind) in (types.UnionType, typing.Union)
+        if optional:
             kind = next(option for option in typing.get_args(kind) if option is not type(None))
         base, choices = kind, ()
         if typing.get_origin(base) is Literal:
             base, choices = str, typing.get_args(base)
         if typing.get_origin(base) is tuple:
             base = tuple
-        found.append(Field(name=field.name, type=base, choices=choices, help=text, default=field.default))
+        found.append(
+            Field(name=field.name, type=base, choices=choices, help=text, default=field.default, optional=optional)
+        )
     return tuple(found)
 
 
@@ -94,9 +99,9 @@ def check_kinds(config: Any) -> None:
 
 
 def _of_kind(field: Field, value: Any) -> Any:
-    """`value` as the field's type: a path as text, a list as a tuple, 32 as "32", 1e3 as 1000; None is anybody's."""
+    """`value` as the field's type: a path as text, a list as a tuple, 32 as "32", 1e3 as 1000; None if allowed."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if value is None or (type(value) is field.type and field.type is not tuple):
+    if (value is None and field.optional) or (type(value) is field.type and field.type is not tuple):
         return value
     if field.type is tuple and isinstance(value, list | tuple) and all(isinstance(v, numbers.Real) for v in value):
         return tuple(value)
@@ -120,7 +125,10 @@ def _of_kind(field: Field, value: Any) -> Any:
         bool: "True or False",
         str: "a text",
     }
-    raise ValueError(f"{field.flag} is {value!r}: give {wanted[field.type]}")
+    shown = repr(value)
+    if "\n" in shown or len(shown) > MOST_SHOWN:
+        shown = f"a {type(value).__name__}"
+    raise ValueError(f"{field.flag} is {shown}: give {wanted[field.type]}")
 
 
 @functools.cache
@@ -160,6 +168,11 @@ def not_negative(config: Any, *names: str) -> None:
 def share(config: Any, *names: str) -> None:
     """Raises ValueError unless each named field is in [0, 1) (or None)."""
     _check(config, names, lambda v: 0 <= v < 1, "from 0 to below 1")
+
+
+def part(config: Any, *names: str) -> None:
+    """Raises ValueError unless each named field is in [0, 1] (or None)."""
+    _check(config, names, lambda v: 0 <= v <= 1, "from 0 to 1")
 
 
 def choice(config: Any, *names: str) -> None:
@@ -457,9 +470,13 @@ class ExpertsConfig(MachineConfig):
     """`datafree experts`: networks trained on real data, their parameters recorded on the way."""
 
     data: Annotated[str, "data set (datafree list data, npz:PATH, imagefolder:PATH)"] = "digits"
+    validation: Annotated[bool, "leave out the images that `condense --validation` leaves out, for its runs"] = False
     arch: Annotated[str, "network: a name or file.py:function; auto: ConvNet by image size"] = "auto"
     mean: Annotated[Floats | None, "normalisation, one value a channel; default: the data set's"] = None
     std: Annotated[Floats | None, "normalisation, one value a channel; default: the data set's"] = None
+    flip: Annotated[
+        bool | None, "mirror images at random; default: where labels allow, which of other data coloured images' do"
+    ] = None
     zca: Annotated[bool, "networks see ZCA-whitened images (colour only)"] = False
     augmentation: Annotated[str, "augmentation as for datafree condense, or none"] = (
         "color_crop_cutout_flip_scale_rotate"

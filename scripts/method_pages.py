@@ -14,14 +14,15 @@ from typing import Any
 from datafree import condensation, synthesis
 from datafree.config import Field, TrainConfig, fields_of
 from datafree.tables import find_tables, load_table, read_results
-from datafree.tables.rendering import NOTHING, accuracy, length, link
+from datafree.tables.rendering import COLUMNS, NOTHING, accuracy, length, link
 from datafree.tables.results import current
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FOLDERS = {"methods": synthesis, "condensation": condensation}
 SHARED = {"tesla": "mtt"}  # methods on another one's page
-HEAD = ("what", "method", "length", "accuracy", "published", "source", "peak memory", "run")
+COST = ("images", "synthesis", "distillation")  # images made, seconds of making them and of the student's steps
+HEAD = ("what", "method", "length", "accuracy", "published", "source", *COST, "peak memory", "run")
 
 
 def pages() -> dict[Path, list[str]]:
@@ -82,6 +83,7 @@ def _rows(page: Path, names: list[str]) -> Iterator[list[str]]:
                 continue
             contents = [result.content for result in done]
             peak = max((content["result"]["peak_rss_mb"] for content in contents), default=0)
+            columns = COLUMNS.get(cell.job, {})
             timed = not contents or contents[0]["result"]["steps"]
             group = table.groups[cell.group]
             yield [
@@ -91,6 +93,7 @@ def _rows(page: Path, names: list[str]) -> Iterator[list[str]]:
                 f"**{accuracy(cell, contents)}**" if done else "not run",
                 str(cell.published) if cell.published else "",
                 cell.published.source if cell.published else "",
+                *(columns[name]([c["result"] for c in contents]) if name in columns else "" for name in COST),
                 f"{peak:,.0f} MB" if done else "",
                 " ".join(f"[{result.seed}]({link(result.path, page)})" for result in done),
             ]

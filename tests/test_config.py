@@ -142,6 +142,21 @@ def test_durations_of_nonsense(text: str) -> None:
         parse_duration(text)
 
 
+def test_what_may_stay_open_may_be_given_as_none() -> None:
+    for config in CONFIGS:
+        optional = {field.name: None for field in fields_of(config) if field.optional}
+        assert replace(config(), optional) == config(**optional)
+        assert {field.name for field in fields_of(config) if field.default is None} <= set(optional)
+
+
+def test_shares_of_a_whole_may_be_all_of_it() -> None:
+    assert load_method("ssd").Config(correction=1).correction == 1
+    assert load_method("mad").Config(copy_share=1).copy_share == 1
+    for name, option in (("ssd", "correction"), ("mad", "copy_share")):
+        with pytest.raises(ValueError, match=r" is 1\.5: give a number from 0 to 1$"):
+            load_method(name).Config(**{option: 1.5})
+
+
 REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
     (OptimisationConfig, {"lr": 0.0}, "--lr is 0.0: give a number above 0"),
     (OptimisationConfig, {"lr": float("nan")}, "--lr is nan: give a number above 0"),
@@ -193,11 +208,18 @@ def test_impossible_values_are_refused_in_one_line(config: type[Any], values: di
         (TrainConfig, {"shape": (3, 32, 32)}, "--shape is (3, 32, 32): give a text"),
         (MachineConfig, {"precision": 16}, "--precision is '16': take 32 or bf16"),
         (PretrainConfig, {"data": ["a"]}, "--data is ['a']: give a text"),
+        (PretrainConfig, {"data": torch.ones(4, 4)}, "--data is a Tensor: give a text"),
+        (PretrainConfig, {"data": ["a" * 500]}, "--data is a list: give a text"),
+        (MachineConfig, {"seed": None}, "--seed is None: give a whole number"),
+        (TrainConfig, {"method": None}, "--method is None: give a text"),
+        (load_method("cudfkd").Config, {"easy": None}, "--easy is None: give a number"),
+        (load_method("fast").Config, {"bn": None}, "--bn is None: give a number"),
     ],
 )
 def test_values_of_another_type_are_refused_in_one_line(config: type[Any], values: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(text)):
-        config(**values)
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+        replace(config(), values)
+    assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=re.escape(text)):
         replace(config(), values)
 

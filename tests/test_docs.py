@@ -182,6 +182,13 @@ def test_fences_are_of_kinds_that_we_know() -> None:
         assert kinds <= KINDS, f"{name_of(page)} has a block of {kinds - KINDS}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_stand_in_fences(page: Path) -> None:
+    """An indented one has no kind: it would look like those that are run, and never be."""
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    assert not re.findall(r"^    (?:\$ )?datafree .*", prose, re.MULTILINE)
+
+
 def test_the_index_names_every_page() -> None:
     text = (DOCS / "README.md").read_text(encoding="utf-8")
     named = {(DOCS / found.partition("#")[0]).resolve() for found in LINK.findall(text)}

@@ -30,7 +30,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         assert old in example
         example = example.replace(old, new)
     example = example.replace('(small, "digits")', '(small, "digits", protocol="vico-noaug", networks=1)')
-    exec(example, {})  # noqa: S102 (the README's own)
+    exec(example, {})
     student, condensed = capsys.readouterr().out.strip().split("\n", 1)
     assert 0 <= float(student.split()[0]) <= 1
     assert 0.1 < float(condensed.splitlines()[-1]) <= 1

@@ -71,6 +71,55 @@ def test_every_method_has_a_page_with_its_flags():
     assert any(line.startswith("| `--lr` | ") for line in flags)
 
 
+DATA_FREE = sorted(page for page in PAGES if page.parent.name == "methods")
+
+
+def sections(page: Path) -> dict[str, str]:
+    """Heading -> what stands below it, in the page's order."""
+    _, *parts = page.read_text(encoding="utf-8").split("\n## ")
+    return {heading: text for heading, _, text in (part.partition("\n") for part in parts)}
+
+
+@pytest.mark.parametrize("page", DATA_FREE, ids=lambda page: page.stem)
+def test_a_page_begins_with_the_differences_and_says_terms_and_cost(page):
+    found = sections(page)
+    lists = [heading for heading, text in found.items() if re.search(r"^1\. ", text, re.MULTILINE)]
+    assert list(found)[: len(lists)] == lists
+    assert lists or page.stem == "blend"  # ours: there is nothing to differ from
+    assert list(found)[-2:] == ["Flags", "Results"]
+    assert "`student/" in found["Logged terms"]
+    method = synthesis.load_method(page.stem)
+    cost = " ".join(found["Cost"].split())
+    assert f"{method.Config().student_steps} student steps" in cost
+    steps = getattr(method.Config(), "pixel_steps", getattr(method.Config(), "generator_steps", 1))
+    kind = "pixel" if hasattr(method.Config(), "pixel_steps") else "generator"
+    assert page.stem == "noise" or f"{steps} {kind} step" in cost
+
+
+@pytest.mark.parametrize("name", ["cudfkd", "mad", "ssd"])
+def test_a_page_of_our_reading_claims_no_faithfulness(name):
+    before, _, _ = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8").partition("\n## ")
+    assert "no faithfulness to the paper is claimed" in " ".join(before.lower().split())
+
+
+def test_a_pages_results_say_what_they_cost():
+    script = load_script("method_pages")
+    page = ROOT / "docs" / "methods" / "dfq.md"
+    head, _, *rows = (line.split(" | ") for line in script.results(page, ["dfq"]))
+    at = [head.index(name) for name in ("images", "synthesis", "distillation")]
+    assert at == list(range(at[0], at[0] + 3))
+    run = [row for row in rows if "**" in row[head.index("accuracy")]]
+    waiting = [row for row in rows if row[head.index("accuracy")] == "not run"]
+    assert run
+    assert waiting
+    for row in run:
+        path = (page.parent / re.findall(r"\]\((.*)\)", row[-1])[0]).resolve()
+        result = json.loads(path.read_text(encoding="utf-8"))["result"]
+        seconds = [f"{result[f'{name}_seconds']:.0f} s" for name in ("synthesis", "distillation")]
+        assert [row[i] for i in at] == [f"{result['images']:,}", *seconds]
+    assert {row[i] for row in waiting for i in at} == {""}
+
+
 def test_every_method_has_a_row():
     rows = {cell.row for cell in load_table("data-free-cpu").cells}
     assert rows >= set(synthesis.METHODS)

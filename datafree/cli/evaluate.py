@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from datafree.cli.display import percent, table
+
+# Options that a student has no use for.
+SETS_ONLY = (
+    "protocol", "seeds", "seed", "validation", "whole", "set_lr", "set_labels", "rank", "space", "precision",
+)  # fmt: skip
+# What is said of a set's labels, and the names of DD-Ranking's scores in a terminal.
+LABELS = {"own": "", "hard": ", hard labels", "teacher": ", a teacher's labels of set and random images"}
+RANKING = (
+    ("hard-label recovery", "hard_label_recovery"),
+    ("improvement over random", "improvement_over_random"),
+    ("label-robust score", "label_robust_score"),
+    ("augmentation-robust score", "augmentation_robust_score"),
+)
 
 
 @click.command()
@@ -15,14 +29,24 @@ from datafree.cli.display import percent, table
 @click.option("--data", metavar="NAME", help="data whose test split is taken  [default: the student's or set's own]")
 @click.option("--arch", metavar="TEXT", help="the student's architecture; for a set, networks with commas between")
 @click.option(
-    "--teacher", metavar="TEXT", help="measure agreement with it  [default: the run's]; for a set, of --protocol rded"
-)
+    "--teacher", metavar="TEXT",
+    help="measure agreement with it  [default: the run's]; for a set, of --protocol rded, --set-labels teacher, --rank",
+)  # fmt: skip
 @click.option("--teacher-arch", metavar="TEXT", help="the teacher's architecture, where its file does not say")
 @click.option("--protocol", metavar="NAME", help="how networks are trained on a set  [default: default]")
 @click.option("--seeds", type=int, metavar="N", help="networks trained on a set  [default: the protocol's]")
 @click.option("--seed", type=int, metavar="N", help="seed of every random draw for a set  [default: 0]")
 @click.option("--validation", is_flag=True, help="test a set on held-out training images, to choose settings")
 @click.option("--whole", is_flag=True, help="train on all real images too, if that is not in the cache yet")
+@click.option(
+    "--set-labels", type=click.Choice(["own", "hard", "teacher"]),
+    help="a set's labels: its own, the classes of its images, or --teacher's; random real images have class numbers, "
+    "or --teacher's too  [default: own]",
+)  # fmt: skip
+@click.option(
+    "--rank", is_flag=True,
+    help="DD-Ranking's four scores, with --protocol ddranking: 90 networks more for 5, and one on all real images",
+)  # fmt: skip
 @click.option("--images", metavar="FILE", help="somebody else's set: a file with a tensor of images")
 @click.option("--labels", metavar="FILE", help="their class numbers, or soft labels as logits")
 @click.option(
@@ -72,8 +96,10 @@ def evaluate(what: str | None, **values: Any) -> None:
 
         torch.set_num_threads(values["threads"])
     if what is not None and not is_condensed(what):
-        sets_only = _flags(given, "protocol", "seeds", "seed", "validation", "whole", "set_lr", "space", "precision")
+        sets_only = _flags(given, *SETS_ONLY)
         if sets_only:
+            if not what.startswith(("torchvision:", "timm:")) and not Path(what).expanduser().exists():
+                raise ValueError(f"there is nothing at {what}: name a condensed set, the folder that condense wrote")
             raise ValueError(f"{what} is no condensed set, and {sets_only} is for sets: leave it out")
         _student(what, values, as_json)
         return
@@ -90,6 +116,8 @@ def evaluate(what: str | None, **values: Any) -> None:
         seed=values["seed"] or 0,
         validation=values["validation"],
         whole=values["whole"],
+        set_labels=values["set_labels"] or "own",
+        rank=values["rank"],
         teacher=values["teacher"],
         teacher_arch=values["teacher_arch"],
         teacher_mean=_floats(values, "teacher_mean"),
@@ -157,11 +185,13 @@ def _foreign(values: dict[str, Any]) -> Any:
 
 def _rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
     networks = "1 network" if scores["networks"] == 1 else f"{scores['networks']} networks"
-    rows = [("protocol", f"{scores['protocol']}, {networks}, {scores['split']} images")]
+    labels = LABELS[scores["set_labels"]]
+    rows = [("protocol", f"{scores['protocol']}, {networks}, {scores['split']} images{labels}")]
     for arch, each in scores["archs"].items():
         rows.append((arch, f"{_spread(each, '')}  (random real images: {_spread(each, 'random_')})"))
     if scores["whole_accuracy"] is not None:
         rows.append(("all real images", percent(scores["whole_accuracy"])))
+    rows += [(name, _mean(scores, key)) for name, key in RANKING if f"{key}_mean" in scores]
     rows.append(("budget", f"{scores['stored_images']:,} images stored, {scores['decoded_images']:,} decoded"))
     rows.append(("time", f"{scores['seconds']:.0f} s"))
     return rows
@@ -171,3 +201,9 @@ def _spread(each: dict[str, Any], prefix: str) -> str:
     """Mean and standard deviation over networks; one has none."""
     spread = f" ± {100 * each[prefix + 'accuracy_std']:.2f}" if len(each[prefix + "accuracies"]) > 1 else ""
     return f"{100 * each[prefix + 'accuracy_mean']:.2f}{spread} %"
+
+
+def _mean(scores: dict[str, Any], key: str) -> str:
+    """A score's mean and standard deviation over networks, fractions of 1."""
+    spread = f" ± {scores[f'{key}_std']:.3f}" if scores["networks"] > 1 else ""
+    return f"{scores[f'{key}_mean']:.3f}{spread}"

@@ -52,7 +52,13 @@ def matched(network: nn.Module, metric: str) -> list[nn.Parameter]:
 
 
 def class_gradients(
-    network: nn.Module, batches: Sequence[Tensor], classes: Sequence[int], metric: str, *, create_graph: bool = False
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    classes: Sequence[int],
+    metric: str,
+    *,
+    soft: Sequence[Tensor] | None = None,
+    create_graph: bool = False,
 ) -> list[list[Tensor]]:
     """For each batch the gradients of its mean cross-entropy, one a parameter of `matched(network, metric)`.
 
@@ -63,33 +69,48 @@ def class_gradients(
         batches: images (n, C, H, W), each batch of one class; sizes may differ.
         classes: the batches' class numbers.
         metric: of `losses.gradient_distance`.
-        create_graph: whether the gradients are to be differentiated with respect to the images.
+        soft: logits (n, classes) of each batch's labels in the place of its class number, with `create_graph`.
+        create_graph: whether the gradients are to be differentiated with respect to the images (and the soft labels).
     """
+    assert soft is None or create_graph
     front, inner = split_entry(network)
     if not isinstance(inner, ConvNet) or metric in ("mse", "cos"):
-        return class_by_class(network, batches, classes, metric, create_graph=create_graph)
+        return class_by_class(network, batches, classes, metric, soft=soft, create_graph=create_graph)
     if not create_graph and fusible(network):
         return [_piece_by_piece(network, *pair, metric) for pair in zip(batches, classes, strict=True)]
     if not _halves(inner, batches[0].shape):
-        return class_by_class(network, batches, classes, metric, create_graph=create_graph)
+        return class_by_class(network, batches, classes, metric, soft=soft, create_graph=create_graph)
     found: list[list[Tensor]] = []
     for rows in _groups([len(images) for images in batches], batches[0].is_cuda):
         counts = [len(images) for images in batches[rows]]
-        gradients = _together(inner, front(torch.cat(list(batches[rows]))), counts, classes[rows], create_graph)
+        wanted = torch.cat(list(soft[rows])).softmax(1) if soft is not None else _numbers(classes[rows], counts)
+        gradients = _together(inner, front(torch.cat(list(batches[rows]))), counts, wanted, create_graph)
         found += [g if metric == "ours" else g[:-1] for g in gradients]
     return found
 
 
+def _numbers(classes: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Each class as often as it has images."""
+    return torch.repeat_interleave(torch.tensor(list(classes)), torch.tensor(list(counts)))
+
+
 def class_by_class(
-    network: nn.Module, batches: Sequence[Tensor], classes: Sequence[int], metric: str, *, create_graph: bool = False
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    classes: Sequence[int],
+    metric: str,
+    *,
+    soft: Sequence[Tensor] | None = None,
+    create_graph: bool = False,
 ) -> list[list[Tensor]]:
     """The same in the usual way, for any network. Arguments as for `class_gradients`."""
     parameters = matched(network, metric)
     found = []
     with _watched(parameters):
-        for images, label in zip(batches, classes, strict=True):
+        for index, (images, label) in enumerate(zip(batches, classes, strict=True)):
             logits = raised(network(images.contiguous(memory_format=torch.channels_last)))
-            loss = F.cross_entropy(logits, torch.full((len(images),), label, device=logits.device))
+            wanted = torch.full((len(images),), label, device=logits.device) if soft is None else soft[index].softmax(1)
+            loss = F.cross_entropy(logits, wanted)
             gradients = torch.autograd.grad(loss, parameters, create_graph=create_graph, materialize_grads=True)
             found.append(list(gradients))
     return found
@@ -193,9 +214,12 @@ class _Step(NamedTuple):
 
 
 def _together(
-    network: ConvNet, images: Tensor, counts: Sequence[int], classes: Sequence[int], create_graph: bool
+    network: ConvNet, images: Tensor, counts: Sequence[int], wanted: Tensor, create_graph: bool
 ) -> list[list[Tensor]]:
-    """The weights' gradients for consecutive runs of `counts` images, from one pass forward and one back."""
+    """The weights' gradients for consecutive runs of `counts` images, from one pass forward and one back.
+
+    `wanted` are their class numbers (N,) or probabilities (N, classes).
+    """
     kind = images.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images.dtype
     runs = torch.repeat_interleave(torch.tensor(list(counts)), output_size=len(images)).to(images.device)
@@ -222,9 +246,8 @@ def _together(
         flat = raised(maps).flatten(1)
         logits = F.linear(flat, head.weight.detach(), head.bias.detach())
         steps.append(_Step(head, flat, logits))
-        labels = torch.tensor(list(classes), device=images.device)[runs]
         weights = torch.tensor([1 / n for n in counts], device=images.device, dtype=logits.dtype)[runs]
-        loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+        loss = (F.cross_entropy(logits, wanted.to(logits.device), reduction="none") * weights).sum()
         deltas = torch.autograd.grad(loss, first + [step.made for step in steps], create_graph=create_graph)
         with torch.set_grad_enabled(create_graph):
             by_layer = [list(delta.unbind()) for delta in deltas[: len(first)]]

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from datafree.condensation.loop import check_finite
 from datafree.condensation.mtt import MTT
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
@@ -55,6 +56,8 @@ class DATM:
             raise ValueError(f"--min-start and --first-max-start lie at or below the last start, which is {last}")
 
     def terms(self, synthetic: Synthetic) -> dict[str, Tensor]:
+        # A student's NaN is masked (see `kept`); it is no student's where what it learns from is NaN already.
+        check_finite(synthetic.parameters(), self.setting.clock.step)
         return {"trajectory": self.mtt.distance(synthetic, self.starts(), kept=self.kept)}
 
     def starts(self) -> tuple[int, int]:

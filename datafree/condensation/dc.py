@@ -36,7 +36,9 @@ class DC:
         "image_lr": 0.01,
         "image_momentum": 0.5,
     }
-    READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "zca")
+    READS: tuple[str, ...] = (
+        "augmentation", "augmentation_mode", "label_lr", "nets", "net_pool", "net_steps", "zca",
+    )  # fmt: skip
 
     def __init__(self, setting: Setting, config: DCConfig) -> None:
         self.setting, self.config, self.learner = setting, config, Learner(setting, config)

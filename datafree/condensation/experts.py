@@ -12,6 +12,7 @@ Networks are trained one after another: torch.func.vmap over four of them took t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -37,6 +38,7 @@ from datafree.data.tensors import to_float
 from datafree.data.whitening import EPS
 from datafree.evaluation.cost import multiply_adds
 from datafree.runs import atomic_write, write_json
+from datafree.training import TermError
 
 FORMAT = 1
 INDEX = "index.json"
@@ -171,11 +173,13 @@ def find_experts(setting: Setting, options: TrajectoryOptions) -> Experts:
     """The experts of a condensation: those of `--expert-folder`, or of the cache, where missing ones are made.
 
     Raises:
-        ValueError: a network with batch norm; a folder without experts, or with ones of another network or other data.
+        ValueError: a network with batch norm; a folder without experts, or with ones of another network or other data,
+            or with one that diverged.
+        TermError: an expert that is made diverges.
     """
     if options.expert_folder is not None:
         return open_experts(setting, Path(options.expert_folder), options.experts)
-    return record(setting, scaled_recipe(setting, options))
+    return record(setting, scaled_recipe(setting, options), rate_flag="--expert-lr")
 
 
 def needed_experts(setting: Setting, options: TrajectoryOptions) -> tuple[str, int]:
@@ -211,22 +215,30 @@ def open_experts(setting: Setting, folder: Path, count: int | None = None) -> Ex
         theirs = index["about"].get(name)
         if theirs != mine[name]:
             hint = (
-                f" ({theirs['arch']}, normalised by {theirs['mean']} and {theirs['std']})" if name == "network" else ""
+                f" ({theirs['arch']}, normalised by {theirs['mean']} and {theirs['std']})"
+                if name == "network"
+                else ", or of more or fewer of its images (--validation)"
             )
             raise ValueError(f"the experts in {folder} are of {what}{hint}: record some with datafree experts")
     whole = _whole(folder, index["key"], count)
+    if lost := [number for number, about in enumerate(whole) if not about["finite"]]:
+        raise ValueError(
+            f"expert {lost[0] + 1} of {folder} diverged, some of its records are NaN or infinite: record others with "
+            "datafree experts and a lower --lr"
+        )
     if len(whole) < (count or 1):
         raise ValueError(f"{folder} holds {len(whole)} whole experts: make more with datafree experts --out {folder}")
     return Experts(folder, index["key"], len(whole), int(index["records"]), sum(s["seconds"] for s in whole))
 
 
-def record(setting: Setting, recipe: Recipe, folder: Path | None = None) -> Experts:
+def record(setting: Setting, recipe: Recipe, folder: Path | None = None, *, rate_flag: str = "--lr") -> Experts:
     """Records what is missing of a recipe's experts, in `folder` or the cache. Several processes share the work.
 
-    Where a person asks to stop, the experts are fewer than wanted.
+    Where a person asks to stop, the experts are fewer than wanted. `rate_flag` is the option that sets their rate.
 
     Raises:
         ValueError: a network with batch norm; the folder holds experts of something else.
+        TermError: an expert diverges; those before it are kept.
     """
     about = _about(setting, recipe)
     key = _key(about)
@@ -251,8 +263,12 @@ def record(setting: Setting, recipe: Recipe, folder: Path | None = None) -> Expe
         if held is None and parallel.rank() == 0:
             write_json(folder / INDEX, {"key": key, "records": records, "about": about})
     for index in missing[parallel.rank() :: parallel.world_size()]:
-        if not _record_one(setting, recipe, index, shard(folder, index), key):
-            break
+        try:
+            if not _record_one(setting, recipe, index, shard(folder, index), key):
+                break
+        except _DivergedError as error:
+            _leave(folder, key)
+            raise TermError(f"{error}: give a lower {rate_flag}, which is {recipe.lr:g}") from None
     parallel.latest(0.0)  # all wait for all
     whole = _whole(folder, key, recipe.count)
     return Experts(folder, key, len(whole), records, sum(s["seconds"] for s in whole))
@@ -272,8 +288,22 @@ def _default_folder(setting: Setting, key: str) -> Path | None:
 
 
 def _missing(folder: Path, key: str, count: int) -> list[int]:
-    """The experts whose files are not there or torn."""
-    return [i for i in range(count) if about_shard(shard(folder, i), key) is None]
+    """The experts whose files are not there or torn, or hold what is not finite."""
+    found = (about_shard(shard(folder, i), key) for i in range(count))
+    return [i for i, about in enumerate(found) if about is None or not about["finite"]]
+
+
+class _DivergedError(Exception):
+    """An expert's parameters are NaN or infinite, or have gone farther than half precision reaches."""
+
+
+def _leave(folder: Path, key: str) -> None:
+    """Takes the index away where no expert is beside it: experts of another rate may be recorded there then."""
+    alone = parallel.world_size() == 1  # others may be recording
+    if alone and not any(about_shard(file, key) is not None for file in folder.glob("expert-*.safetensors")):
+        (folder / INDEX).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else is there
+            folder.rmdir()
 
 
 def _whole(folder: Path, key: str, most: int | None) -> list[dict[str, Any]]:
@@ -288,7 +318,7 @@ def _whole(folder: Path, key: str, most: int | None) -> list[dict[str, Any]]:
 
 
 def _record_one(setting: Setting, recipe: Recipe, index: int, file: Path, key: str) -> bool:
-    """Trains an expert and writes its file; False if a person asked to stop."""
+    """Trains an expert and writes its file; False if a person asked to stop. Raises _DivergedError."""
     from safetensors.torch import save
 
     begin, (x, y) = time.monotonic(), (setting.real.x, setting.real.y)
@@ -312,6 +342,12 @@ def _record_one(setting: Setting, recipe: Recipe, index: int, file: Path, key: s
         right.append(float((logits.argmax(1) == y[rows]).float().mean()))
         if step % recipe.every == 0:
             moves.append((flat([p.detach() for p in parameters]).float() - start).half().cpu())
+            if not bool(moves[-1].isfinite().all()):
+                passes = math.ceil(step * batch / len(x))
+                raise _DivergedError(
+                    f"expert {index + 1} of {recipe.count} diverged by step {step} of {recipe.steps}, in pass {passes} "
+                    "through the images"
+                )
     tensors = {"start": start.cpu(), "moves": torch.stack(moves)}
     seconds = time.monotonic() - begin
     about = {"key": key, "crc": _checksum(tensors), "seconds": round(seconds, 2)}
@@ -340,7 +376,8 @@ def train_step(forward: Forward, network: nn.Module, images: Tensor, labels: Ten
         with torch.no_grad():
             torch._foreach_copy_(parameters, here)
     with torch.no_grad():
-        torch._foreach_add_(parameters, gradient, alpha=-recipe.lr)
+        # A rate beyond single precision is infinite there: torch would raise what is no word for a person.
+        torch._foreach_add_(parameters, gradient, alpha=-min(recipe.lr, torch.finfo(torch.float32).max))
     return logits
 
 
@@ -349,14 +386,19 @@ def _checksum(tensors: dict[str, Tensor]) -> int:
 
 
 def about_shard(file: Path, key: str) -> dict[str, Any] | None:
-    """What a whole file of that key says of itself; None where it is missing, torn, or of something else."""
+    """What a whole file of that key says of itself, and whether all it holds is "finite".
+
+    None where it is missing, torn, or of something else.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as archive:
             about: dict[str, Any] = json.loads((archive.metadata() or {})["datafree"])
             tensors = {name: archive.get_tensor(name) for name in ("start", "moves")}
-        return about if about["key"] == key and about["crc"] == _checksum(tensors) else None
+        if about["key"] != key or about["crc"] != _checksum(tensors):
+            return None
+        return {**about, "finite": all(bool(tensor.isfinite().all()) for tensor in tensors.values())}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 

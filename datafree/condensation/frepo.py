@@ -58,7 +58,7 @@ class FRePo:
     }
     # Four small images in the place of a large one: better at 1 image a class, no better at 10 (docs page).
     FEW_IMAGES: Mapping[str, Any] = {"factor": 2}
-    READS: tuple[str, ...] = ("label_lr", "net_pool", "net_steps", "zca")
+    READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "label_lr", "net_pool", "net_steps", "zca")
 
     def __init__(self, setting: Setting, config: FRePoConfig) -> None:
         self.setting, self.config = setting, config
@@ -127,6 +127,7 @@ class FRePo:
         if len(images) > self.config.net_batch:
             rows = torch.randperm(len(images), generator=setting.rng, device=setting.device)[: self.config.net_batch]
             images, labels = images[rows], labels[rows]
+        images = setting.augment_each(images)
         forward = forward_of(network, setting.precision)
         images = images.contiguous(memory_format=torch.channels_last)
         add_gradients(network, forward, images, labels, _squared_errors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from datafree import losses
 from datafree.condensation.class_gradients import class_gradients, settle_norms, train_step
+from datafree.condensation.networks import Networks
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import GradientOptions
@@ -27,7 +29,9 @@ def loops(images: int, config: GradientOptions) -> tuple[int, int]:
 
 
 class Learner:
-    """A network with random weights that serves `outer` matches, trained on the set for `inner` epochs in between.
+    """A network that serves `outer` matches, trained on the set for `inner` epochs in between.
+
+    It begins with random weights, or as a copy of one of the loop's networks (`--nets`).
 
     Args:
         setting: makes the networks.
@@ -37,20 +41,27 @@ class Learner:
 
     def __init__(self, setting: Setting, config: GradientOptions, *, augmented: bool = False) -> None:
         self.setting, self.config, self.augmented = setting, config, augmented
+        self.networks = Networks(setting)
         self.network: nn.Module | None = None
         self.matches = 0
 
     def take(self) -> nn.Module:
         """The network of this match."""
         if self.network is None:
-            self.network, self.matches = self.setting.new_network(), 0
+            self.network, self.matches = self._begun(), 0
         return self.network
+
+    def _begun(self) -> nn.Module:
+        if self.setting.nets == "fresh":
+            return self.setting.new_network()
+        return copy.deepcopy(self.networks.take()).requires_grad_(True)
 
     def advance(self, synthetic: Synthetic) -> None:
         outer, inner = loops(round(len(synthetic.labels) / self.setting.domain.classes), self.config)
         self.matches += 1
         if self.matches >= outer:
             self.network = None
+            self.networks.advance()
         elif self.network is not None:
             self._train(self.network, synthetic, inner)
 
@@ -67,10 +78,12 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         network = None if self.network is None else self.network.state_dict()
-        return {"network": network, "matches": self.matches}
+        return {"network": network, "matches": self.matches, "networks": self.networks.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.network, self.matches = None, int(state["matches"])
+        if "networks" in state:  # a checkpoint of an earlier version has none
+            self.networks.load_state_dict(state["networks"])
         if state["network"] is not None:
             self.network = self.setting.new_network()
             self.network.load_state_dict(state["network"])
@@ -89,26 +102,31 @@ def match(
     Args:
         network: from images in [0, 1] to logits. Its batch norms are frozen.
         setting: gives the real images, the augmentation (a draw a class, for both batches) and the random numbers.
-        synthetic: what is learned.
+        synthetic: what is learned. Learned labels take the place of the class in its images' cross-entropy.
         real_batch: real images a class.
         metric: of `losses.gradient_distance`.
         most: synthetic images a class, where it has more, drawn at random.
     """
     _settle(network, setting)
-    own, real, made = setting.own_classes(), [], []
+    logits = synthetic.label_logits if "labels" in synthetic.parameters() else None
+    own, real, made, soft = setting.own_classes(), [], [], []
     for label in range(setting.domain.classes):
         theirs, ours = setting.real.of_class(label, real_batch, setting.rng), synthetic.of_class(label)
+        learned = None if logits is None else logits[synthetic.decoded_classes == label]
         if most is not None and len(ours) > most:
-            ours = ours[torch.randperm(len(ours), generator=setting.rng, device=setting.device)[:most]]
+            rows = torch.randperm(len(ours), generator=setting.rng, device=setting.device)[:most]
+            ours, learned = ours[rows], None if learned is None else learned[rows]
         pair = setting.augment_alike(theirs, ours)
         if label in own:
             real.append(pair[0])
             made.append(pair[1])
+            if learned is not None:
+                soft.append(learned)
     if not own:  # more processes than classes
-        return 0 * synthetic.images.sum()
+        return 0 * torch.stack([parameter.sum() for parameter in synthetic.parameters().values()]).sum()
     with setting.cast():
         targets = class_gradients(network, real, own, metric)
-        gradients = class_gradients(network, made, own, metric, create_graph=True)
+        gradients = class_gradients(network, made, own, metric, soft=soft or None, create_graph=True)
     distances = [losses.gradient_distance(a, b, metric) for a, b in zip(targets, gradients, strict=True)]
     return torch.stack(distances).sum()
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from datafree.condensation.dc import DC
 from datafree.condensation.gradient_matching import match
 from datafree.condensation.networks import Networks
 from datafree.condensation.setting import Setting
@@ -74,7 +75,7 @@ class IDC:
         "image_lr": 0.005,
         "image_momentum": 0.5,
     }
-    READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "nets", "net_pool", "net_steps", "zca")
+    READS: tuple[str, ...] = DC.READS
 
     def __init__(self, setting: Setting, config: IDCConfig) -> None:
         self.setting, self.config = setting, config

@@ -12,7 +12,7 @@ from torch import Tensor
 from datafree import parallel
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import CondenseConfig
-from datafree.training import Clock, cosine
+from datafree.training import Clock, TermError, cosine
 
 
 class Objective(Protocol):
@@ -51,13 +51,23 @@ class ImageTrainer:
         self.average = synthetic.images.detach().clone() if config.image_ema else None
 
     def step(self, terms: Mapping[str, Tensor], fraction: float) -> None:
-        """One step on the sum of the terms. Each process gives its share of the sum: gradients are added up."""
+        """One step on the sum of the terms. Each process gives its share of the sum: gradients are added up.
+
+        Raises:
+            TermError: a rate is too large for single precision.
+        """
         factor = cosine(fraction) if self.config.schedule == "cosine" else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[group["name"]] * factor
         torch.autograd.backward(torch.stack(list(terms.values())).sum(), inputs=list(self.parameters.values()))
         add_gradients(list(self.parameters.values()))
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            rates = " or ".join(f"{FLAGS[name]} ({self.rates[name]:g})" for name in self.parameters if name != "rate")
+            raise TermError(f"a step became infinite: give a lower {rates}") from error
         self.optimizer.zero_grad()
         if self.config.clip == "step":
             self.synthetic.project()
@@ -89,6 +99,8 @@ class ImageTrainer:
             self.average.copy_(state["average"])
 
 
+# What a person lowers where one of what is learned runs away.
+FLAGS = {"images": "--image-lr", "labels": "--label-lr", "rate": "--rate"}
 RATE_LR = 1e-2  # for the logarithm of a learned inner rate
 LABEL_MOMENTUM = 0.9
 IMAGE_DECAY = 0.01  # AdamW's, as torch has it: a step takes rate * decay of each pixel, towards black; labels have none
@@ -102,6 +114,13 @@ def add_gradients(parameters: list[Any]) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)
+
+
+def check_finite(learned: Mapping[str, Tensor], step: int) -> None:
+    """Raises TermError, which names the rate to lower, unless all of these are finite: images, labels, rate."""
+    for name, tensor in learned.items():
+        if not bool(tensor.isfinite().all()):
+            raise TermError(f"the {name} became NaN or infinite by step {step}: give a lower {FLAGS[name]}")
 
 
 class Steps:

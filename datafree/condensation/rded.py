@@ -54,6 +54,7 @@ class RDED:
     Config = RDEDConfig
     LOOP: Mapping[str, Any] = {"labels": "soft"}
     READS: tuple[str, ...] = ()
+    NEEDS_NETWORK = False
 
     def __init__(self, setting: Setting, config: RDEDConfig) -> None:
         self.setting, self.config = setting, config

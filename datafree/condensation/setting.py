@@ -74,6 +74,7 @@ class Setting:
         say: tells a person a line.
         nets, net_pool, net_steps: see `CondenseConfig`.
         stopping: whether a person asked to stop; long preparations look at it.
+        prepared: told the seconds that training a network took, ahead of what it is for.
     """
 
     real: Real
@@ -92,6 +93,7 @@ class Setting:
     net_pool: int = 10
     net_steps: int = 100
     stopping: Callable[[], bool] = field(default=lambda: False)
+    prepared: Callable[[float], None] = lambda _: None
 
     @property
     def precision(self) -> str:

@@ -66,6 +66,7 @@ class SRe2L:
         "schedule": "cosine",
     }
     READS: tuple[str, ...] = ("augmentation", "augmentation_mode")
+    NEEDS_NETWORK = False
 
     def __init__(self, setting: Setting, config: SRe2LConfig) -> None:
         self.setting, self.config = setting, config

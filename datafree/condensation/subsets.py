@@ -55,6 +55,7 @@ class Random:
     Config = RandomConfig
     LOOP: Mapping[str, Any] = {}
     READS: tuple[str, ...] = ()
+    NEEDS_NETWORK = False
 
     def __init__(self, setting: Setting, config: RandomConfig) -> None:
         self.setting = setting
@@ -122,6 +123,7 @@ class Mean:
     Config = MeanConfig
     LOOP: Mapping[str, Any] = {}
     READS: tuple[str, ...] = ()
+    NEEDS_NETWORK = False
 
     def __init__(self, setting: Setting, config: MeanConfig) -> None:
         self.setting = setting

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,10 @@ def trained_network(
         if parallel.rank() == 0 and not _load(network, path):
             where = f", kept in {path}" if path is not None else ""
             setting.say(f"training {wanted.what}{where}")
+            begin = time.monotonic()
             train(network, setting, wanted.recipe, torch.Generator(setting.device).manual_seed(wanted.seed))
             _save(network, path, setting, arch or setting.arch)
+            setting.prepared(time.monotonic() - begin)
     if parallel.world_size() > 1:
         _broadcast(network)
     return network.eval().requires_grad_(False)

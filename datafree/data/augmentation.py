@@ -189,9 +189,7 @@ def _color(x: Tensor, values: Tensor, augmentation: Augmentation) -> Tensor:
 def _crop(x: Tensor, values: Tensor, augmentation: Augmentation) -> Tensor:
     """Whole pixels' shift, with zeros coming in: out[r, c] = in[r + down, c + right]."""
     most = [int(size * augmentation.ratio_crop + 0.5) for size in x.shape[2:]]
-    top, left = (
-        (values[:, i] * (2 * shift + 1)).long().expand(len(x)) for i, shift in zip(_CROP, most, strict=True)
-    )
+    top, left = ((values[:, i] * (2 * shift + 1)).long().expand(len(x)) for i, shift in zip(_CROP, most, strict=True))
     return crop_and_flip(x, Crops(top, left, torch.zeros_like(top, dtype=torch.bool)), pad=(most[0], most[1]))
 
 

@@ -34,7 +34,8 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
     factor: multi-formation; each stored image holds factor × factor images (see `formation.decode`).
     whitening: what networks see instead of the domain's normalisation, if any; the images are not whitened.
     learning_rate: of SGD on this set, where the method learned one.
-    info: where the set comes from, as plain types.
+    info: where the set comes from, as plain types. "images_per_class" says how many stored images of each class there
+        are; they lie in the order of the classes, also where labels are soft (see `made_for`).
 
     Raises ValueError (one line) for images outside [0, 1], labels that do not fit, and other impossible values.
     """
@@ -77,6 +78,18 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         """The class of each decoded image, int64 (N,): the most likely one where labels are soft."""
         return self.labels.argmax(1) if self.soft else decoded_labels(self.labels, self.factor)
 
+    def made_for(self) -> Tensor:
+        """The class that each decoded image was made for, int64 (N,).
+
+        Hard labels say it. Where labels are soft, `info` does; where that is silent, it is the most likely class.
+        """
+        counts = self.info.get("images_per_class") if self.soft else None
+        if not _fits(counts, len(self.images), self.domain.classes):
+            return self.classes()
+        assert counts is not None
+        stored = torch.arange(self.domain.classes).repeat_interleave(torch.tensor(list(counts)))
+        return decoded_labels(stored, self.factor).to(self.labels.device)
+
     def budget(self) -> dict[str, int]:
         """What the set costs: floats stored for images, decoded images, bytes of labels."""
         return {
@@ -85,6 +98,12 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             "decoded_images": len(self),
             "label_bytes": self.labels.numel() * self.labels.element_size(),
         }
+
+
+def _fits(counts: Any, stored: int, classes: int) -> bool:
+    """Whether these are numbers of stored images of each class; they may come out of a file."""
+    numbers = isinstance(counts, list | tuple) and all(type(n) is int and n >= 0 for n in counts)
+    return numbers and len(counts) == classes and sum(counts) == stored
 
 
 def check_images(images: Tensor, domain: Domain) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Maps = dict[tuple[int, int], Tensor]
@@ -41,3 +42,25 @@ def common_maps(student: Maps, teacher: Maps) -> tuple[list[Tensor], list[Tensor
     if not sizes:
         raise ValueError("--attention: student and teacher have no maps of one size; leave it out with --attention 0")
     return [student[size] for size in sizes], [teacher[size] for size in sizes]
+
+
+@torch.no_grad()
+def check_maps(student: nn.Module, teacher: nn.Module, image: Tensor) -> None:
+    """Shows both networks an image (1, C, H, W), in evaluation mode. They, and what is drawn later, stay as they are.
+
+    Raises:
+        ValueError: they have no maps of one size.
+    """
+    modes = {module: module.training for network in (student, teacher) for module in network.modules()}
+    try:
+        with (
+            torch.random.fork_rng(devices=[image.device] if image.is_cuda else []),
+            watch_maps(student, 1.0) as ours,
+            watch_maps(teacher, 1.0) as theirs,
+        ):
+            for network in (student, teacher):
+                network.eval()(image)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    common_maps(ours, theirs)

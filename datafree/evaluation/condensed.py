@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from datafree.data.loading import Data, get_split
+from datafree.data.tensors import to_float
 from datafree.domain import Domain
 from datafree.evaluation.accuracy import evaluate
 from datafree.evaluation.networks import Forward, forward_of, train_networks
@@ -139,13 +140,15 @@ def random_part(
     device: str | torch.device = "cpu",
     precision: str = "32",
     teacher: Forward | None = None,
+    relabel: Forward | None = None,
     make: Make | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """What `score_set` says of real images: all its keys that begin with "random_".
 
     It depends on no set, so that whoever scores several can keep it. `counts` are the images of each class, `arch` is a
-    network's name; the other arguments are those of `score_set`.
+    network's name. `relabel` gives the real images (in [0, 1]) probabilities in the place of their class numbers: a
+    teacher's, where the set has a teacher's labels. The other arguments are those of `score_set`.
     """
     protocol = named_protocol(protocol) if isinstance(protocol, str) else protocol
     count = protocol.networks if networks is None else networks
@@ -155,6 +158,7 @@ def random_part(
     for _ in range(count):
         rows = random_rows(get_split(data, "train")[1], counts, rng)
         x, y = (part[rows.to(part.device)].to(device) for part in get_split(data, "train"))
+        y = y if relabel is None else relabel(to_float(x))
         found += score(x, y, protocol, rng, count=1)
     return {f"random_{key}": value for key, value in summary(found).items()}
 

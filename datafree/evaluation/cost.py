@@ -1,8 +1,10 @@
-"""What a network costs: parameters, multiply-adds, memory of its activations."""
+"""What a network costs: parameters, multiply-adds, memory of its activations, latency."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +61,44 @@ def activation_bytes(network: nn.Module, shape: Shape, batch_size: int) -> int:
         for handle in handles:
             handle.remove()
     return total * batch_size
+
+
+def latency_ms(network: nn.Module, shape: Shape, *, passes: int = 20, seconds: float = 0.25) -> float:
+    """Wall clock of a forward pass over one image (C, H, W), in ms: the median of some, after one that does not count.
+
+    On the network's device, with the threads that torch has, in the type of its weights. The network is left as it was.
+
+    Args:
+        network: from images (N, C, H, W) to logits.
+        shape: of the image.
+        passes: at most so many.
+        seconds: once these are over, no other pass is begun.
+    """
+    image = _input(network, shape)
+    times: list[float] = []
+    with _one_pass(network):
+        _timed_pass(network, image)  # finds kernels and takes memory
+        begun = time.perf_counter()
+        while not times or (len(times) < passes and time.perf_counter() - begun < seconds):
+            times.append(1000 * _timed_pass(network, image))
+    return statistics.median(times)
+
+
+def latencies(networks: Mapping[str, nn.Module], shape: Shape, device: torch.device) -> dict[str, Any]:
+    """What a result says of latency: "WHO_latency_ms" for each name, and "latency_on": device and threads."""
+    threads = torch.get_num_threads()
+    on = f"{device.type}, {threads} thread{'' if threads == 1 else 's'}"
+    found = {f"{who}_latency_ms": round(latency_ms(network, shape), 3) for who, network in networks.items()}
+    return {**found, "latency_on": torch.cuda.get_device_name(device) if device.type == "cuda" else on}
+
+
+def _timed_pass(network: nn.Module, image: Tensor) -> float:
+    """Seconds; on a GPU until the answer is there."""
+    begun = time.perf_counter()
+    network(image)
+    if image.device.type == "cuda":
+        torch.cuda.synchronize(image.device)
+    return time.perf_counter() - begun
 
 
 @contextmanager

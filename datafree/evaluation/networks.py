@@ -25,6 +25,7 @@ from datafree.models.convnet import ConvNet
 from datafree.models.fused import fused_logits
 from datafree.parallel import forked
 from datafree.teacher import split_entry
+from datafree.training import TermError
 
 # Pixels of a part of a batch: 48 images of 32x32. 32 to 64 were the quickest of 4 to 256, on a core with 1 MB of
 # second-level cache; and the first maps (24 MB in float32) stay below the size from which the C library fetches fresh,
@@ -64,7 +65,8 @@ def train_networks(
         teacher: images in [0, 1] to logits; for protocols that want a teacher's labels.
 
     Raises:
-        ValueError: no teacher where one is needed; labels and images that do not fit; a loss that is not finite.
+        ValueError: no teacher where one is needed; labels and images that do not fit.
+        TermError: a loss is NaN or infinite.
     """
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"{len(images)} images and {len(labels)} labels: give one label an image, at least one image")
@@ -119,7 +121,7 @@ def train_network(
                 loss = loss + step(batch, targets, protocol.temperature)
                 optimizer.step()
             if not loss.isfinite():
-                raise ValueError(f"the loss became {float(loss)} in epoch {epoch}: give a lower rate")
+                raise TermError(f"the loss became {float(loss)} in epoch {epoch}: give a lower rate")
             if epoch == protocol.restarts(len(images)):
                 optimizer = _optimizer(network, protocol, rate)
     return network.eval()

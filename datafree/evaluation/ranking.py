@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datafree.data.condensed import check_images
 from datafree.data.folders import list_classes, read_images
 from datafree.data.loading import Data, get_split, validation_split
 from datafree.data.tensors import to_float
-from datafree.evaluation.condensed import accuracies, class_counts, random_rows, without_augmentation
+from datafree.domain import Domain
+from datafree.evaluation.condensed import Make, accuracies, class_counts, random_rows, without_augmentation
 from datafree.evaluation.networks import Forward
 from datafree.evaluation.protocols import Protocol, arch_for, named_protocol
 
@@ -81,13 +83,18 @@ def rank(
     arch: str | None = None,
     networks: int | None = None,
     full_accuracies: Sequence[float] | None = None,
+    stored: Sequence[int] | None = None,
     teacher: Forward | None = None,
     weight: float = 0.5,
     seed: int = 0,
     device: str | torch.device = "cpu",
     precision: str = "32",
+    make: Make | None = None,
 ) -> dict[str, Any]:
     """All four scores of a set, with DD-Ranking's arguments and names.
+
+    For n networks it trains 3 n + 15 on the set (3 n with `syn_lr`), 12 n on random images, and n on the whole data
+    unless `full_accuracies` are given.
 
     Args:
         data: real images; the test split gives the accuracies.
@@ -101,18 +108,25 @@ def rank(
         arch: a network's name; the ConvNet of the image size if None.
         networks: how many of each; the protocol's number if None.
         full_accuracies: of networks trained on the whole data; they are trained by `WHOLE` if None, which takes long.
-        teacher: images in [0, 1] to logits.
+        stored: real images of each class for the random sets; the number of labels of the class if None.
+        teacher: images in [0, 1] to logits; for soft labels.
         weight: of IOR in LRS, and of the augmented accuracies in ARS.
-        seed, device, precision: see `score_set`.
+        seed, device, precision, make: see `score_set`.
 
     Returns:
         "hard_label_recovery", "improvement_over_random", "label_robust_score", "augmentation_robust_score", each with
         "_mean" and "_std" (over networks, divisor n), and the accuracies behind them under "accuracies".
+
+    Raises:
+        ValueError: images or labels that do not fit the data, an accuracy or a number out of its range, no teacher for
+            soft labels; before anything is trained.
+        FileNotFoundError: no folder is at `image_path`.
     """
     domain = data.domain
     protocol = named_protocol(protocol) if isinstance(protocol, str) else protocol
     count = protocol.networks if networks is None else networks
-    images, given = _images(image_tensor, image_path, domain.shape)
+    _check_numbers(count, syn_lr, full_accuracies, weight)
+    images, given = _images(image_tensor, image_path, domain, numbered=hard_labels is None)
     hard_labels = given if hard_labels is None else hard_labels
     own, hard = _labels(hard_labels, soft_labels, len(images), domain.classes)
     if soft_labels is not None and teacher is None:
@@ -122,8 +136,13 @@ def rank(
     images, own, hard = images.to(device), own.to(device), hard.to(device)
     x, y = get_split(data, "train")
     held = validation_split(data, seed=seed)
-    test, choose = (partial(accuracies, each, name, precision=precision, teacher=teacher) for each in (data, held))
-    counts, rng = class_counts(hard, domain.classes), torch.Generator().manual_seed(seed)
+    test, choose = (
+        partial(accuracies, each, name, precision=precision, teacher=teacher, make=make) for each in (data, held)
+    )
+    counts, rng = (
+        list(stored) if stored is not None else class_counts(hard, domain.classes),
+        torch.Generator().manual_seed(seed),
+    )
 
     def random_set() -> tuple[Tensor, Tensor]:
         rows = random_rows(get_split(held, "train")[1], counts, rng)
@@ -153,8 +172,6 @@ def rank(
     found["full_hard"] = (
         test(x.to(device), y.to(device), WHOLE, rng, count=count) if full_accuracies is None else list(full_accuracies)
     )
-    if len(found["full_hard"]) != count:
-        raise ValueError(f"{len(found['full_hard'])} accuracies of the whole data for {count} networks: give as many")
     return {**scores(found, weight), "accuracies": found}
 
 
@@ -182,16 +199,39 @@ def scores(found: dict[str, list[float]], weight: float = 0.5) -> dict[str, floa
     return means | {f"{name}_std": statistics.pstdev(values) for name, values in every.items()}
 
 
+def _check_numbers(count: int, lr: float | None, full: Sequence[float] | None, weight: float) -> None:
+    """Raises ValueError for a number that `rank` could not use in the end."""
+    if count < 1:
+        raise ValueError(f"{count} networks: give 1 or more")
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"syn_lr is {lr}: give a number above 0, or None")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight is {weight}: give a number from 0 to 1")
+    if full is not None:
+        _fractions(*full)
+        if len(full) != count:
+            raise ValueError(f"{len(full)} accuracies of the whole data for {count} networks: give as many")
+
+
 def _images(
-    tensor: Tensor | None, path: str | Path | None, shape: tuple[int, int, int]
+    tensor: Tensor | None, path: str | Path | None, domain: Domain, *, numbered: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Images in [0, 1], and their class numbers where they come from a folder."""
+    """Images in [0, 1], and class numbers if a folder says them; if `numbered`, its subfolders must be all classes."""
     if (tensor is None) == (path is None):
         raise ValueError("give the set as image_tensor or as image_path, one of the two")
     if tensor is not None:
+        check_images(tensor, domain)
         return tensor, None
     assert path is not None
-    pixels, labels = read_images(list_classes(Path(path)), shape)
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"image_path {path} is no folder: give one with a subfolder of images for each class")
+    files = list_classes(Path(path))
+    if numbered and len(files.class_names) != domain.classes:
+        raise ValueError(
+            f"{path} has {len(files.class_names)} class folders, {domain.name} has {domain.classes} classes: give "
+            "hard_labels"
+        )
+    pixels, labels = read_images(files, domain.shape)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     return to_float(torch.tensor(pixels.transpose(0, 3, 1, 2))), torch.tensor(labels)
 
@@ -199,9 +239,23 @@ def _images(
 def _labels(hard: Tensor | None, soft: Tensor | None, images: int, classes: int) -> tuple[Tensor, Tensor]:
     """The set's own labels, and class numbers."""
     if soft is not None:
-        return soft, soft.argmax(1) if hard is None else hard
-    if hard is None:
+        _check_probabilities(soft, images, classes)
+        hard = soft.argmax(1) if hard is None else hard
+    elif hard is None:
         if images % classes:
             raise ValueError(f"{images} images of {classes} classes: give hard_labels, the classes' sizes differ")
         hard = torch.arange(classes).repeat_interleave(images // classes)
-    return hard, hard
+    if tuple(hard.shape) != (images,) or hard.dtype != torch.int64:
+        raise ValueError(f"hard_labels of the shape {tuple(hard.shape)}, {hard.dtype}: give int64 ({images},)")
+    low, high = int(hard.min()), int(hard.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"hard_labels from {low} to {high}: the classes go from 0 to {classes - 1}")
+    return (hard if soft is None else soft), hard
+
+
+def _check_probabilities(soft: Tensor, images: int, classes: int) -> None:
+    if tuple(soft.shape) != (images, classes) or not soft.is_floating_point():
+        shape, wanted = tuple(soft.shape), (images, classes)
+        raise ValueError(f"soft_labels of the shape {shape}, {soft.dtype}: give probabilities, floats {wanted}")
+    if not bool(((soft >= 0).all(1) & ((soft.sum(1) - 1).abs() < 1e-2)).all()):
+        raise ValueError("soft_labels are no probabilities: give soft_labels.softmax(1) where they are logits")

@@ -14,7 +14,11 @@ from datafree.data import Data, load_data, validation_split
 from datafree.data.condensed import CondensedSet, load_condensed
 from datafree.distillation.sources import CondensedImages, RealImages, parse_source
 from datafree.domain import DOMAINS, Domain
+from datafree.jobs.same_data import check_same_data
 from datafree.synthesis import load_method
+
+# The method to which the teacher gives answers alone.
+BLACK_BOX = "blackbox"
 
 
 def student_source(config: TrainConfig, choices: list[str]) -> tuple[TrainConfig, type[Any], CondensedSet | None]:
@@ -49,6 +53,18 @@ def student_defaults(config: TrainConfig, method: type[Any]) -> dict[str, Any]:
     return dict(load_method(config.method).STUDENT if method is RealImages else method.STUDENT)
 
 
+def check_black_box(config: TrainConfig, method: type[Any]) -> None:
+    """Raises ValueError where a student of a black box asks for more than its answers, which `queries` count."""
+    if method is not load_method(BLACK_BOX):
+        return
+    for flag, asked, what in (
+        ("--inherit", config.inherit, "the teacher's weights"),
+        ("--attention", config.attention, "the teacher's activations"),
+    ):
+        if asked:
+            raise ValueError(f"{flag} with --method {BLACK_BOX}: a black box shows none of {what}; leave {flag} out")
+
+
 def inherit(student: nn.Module, teacher: nn.Module) -> str:
     """Copies into the student what the teacher has under the same name in the same shape; a line that says so."""
     own, theirs = student.state_dict(), teacher.state_dict()
@@ -70,13 +86,15 @@ def training_data(config: TrainConfig, domain: Domain, device: torch.device) -> 
     return validation_split(data) if config.validation else data
 
 
-def check_condensed(condensed: CondensedSet, domain: Domain, source: str) -> None:
+def check_condensed(condensed: CondensedSet, domain: Domain, source: str) -> list[str]:
+    """Warnings on a set that may be of other data than the teacher's; ValueError where it is, or cannot be learned."""
     have, want = condensed.domain, domain
     if have.shape != want.shape or have.classes != want.classes:
         raise ValueError(
             f"{source} has {have.classes} classes of {have.shape} images, the teacher takes {want.classes} of "
             f"{want.shape}: give a set of the teacher's data"
         )
+    return check_same_data(have, want, "the teacher is of")
 
 
 def absolute_source(source: str | None) -> str | None:

@@ -3,6 +3,7 @@
 The process ends with 0 (a result is there, finished or failed), 2 (the cell cannot be run here, or the disk is full;
 stderr says why) or 130 (interrupted). After a full disk or an interruption what was done is kept, and the next run of
 the cell goes on from it. When its stdin closes it ends as interrupted: nothing goes on once the parent is gone.
+One that is killed by a signal cannot write a result: its parent writes that it has failed.
 """
 
 from __future__ import annotations
@@ -227,6 +228,7 @@ def _run(
             device=options.get("device", CondenseConfig.device),
             **cell.evaluation,
         )
+        write_json(work / "evaluation.json", scores)  # where `report` looks for them, in runs that --keep hands over
     rows = [json.loads(line) for line in _lines(work / "metrics.jsonl")]
     parts = {
         "result": json.loads((work / "result.json").read_text(encoding="utf-8")),
@@ -234,9 +236,9 @@ def _run(
         "scores": scores,
         "curve": [[row["step"], row["seconds"], row["test/accuracy"]] for row in rows if "test/accuracy" in row],
     }
-    if missing := lacking(cell.job, parts["result"], scores):
+    if wrong := lacking(cell.job, parts["result"], scores):
         why = [line for line in parts["run"].get("choices", ()) if line.startswith("test data: ")]
-        parts["error"] = why[0] if why else f"no number {missing[1]!r} in its {missing[0]}"
+        parts["error"] = why[0] if why else wrong
     return parts
 
 

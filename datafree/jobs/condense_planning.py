@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,11 +28,11 @@ from datafree.domain import Domain, make_domain
 from datafree.evaluation.cost import multiply_adds, parameters
 from datafree.evaluation.protocols import arch_for
 from datafree.jobs.filling import method_options
-from datafree.jobs.idle import CONDENSE, check_idle
+from datafree.jobs.idle import CONDENSE, RECORDED, check_idle
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast
 from datafree.jobs.paths import absolute, absolute_data
-from datafree.models import build_model
+from datafree.models import Loaded, build_model
 from datafree.runs import environment
 from datafree.training import Clock
 
@@ -87,8 +88,13 @@ class CondensePlan:
     teacher_file: Mapping[str, Any] | None = None
 
 
-def check_read(config: CondenseConfig, method: type[Any]) -> None:
+def check_read(config: CondenseConfig, method: type[Any], options: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Refuses an option that was given and that nothing reads. One given as the method has it anyway is none.
+
+    Args:
+        config: the run's options.
+        method: the method.
+        options: the method's own that were given, all of which it has.
 
     Raises:
         ValueError: names them all, or the other option that leaves one idle, or says that labels cannot be learned.
@@ -99,13 +105,36 @@ def check_read(config: CondenseConfig, method: type[Any]) -> None:
     unread = [name for name, value in given.items() if name not in read and value != defaults[name]]
     if unread:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
-        raise ValueError(f"{config.method} does not read {flags}: leave {'it' if len(unread) == 1 else 'them'} out")
+        raise ValueError(f"{config.method} does not read {flags}: leave {_them(unread)} out")
     if config.labels == "learned" and "label_lr" not in method.READS:
         raise ValueError(
             f"--labels learned: no term of {config.method} depends on labels: they would stay as they are, "
             "give --labels soft or hard"
         )
-    check_idle(given, {n: v for n, v in defaults.items() if n in read}, CONDENSE)
+    own = {field.name: field.default for field in fields_of(method.Config)}
+    check_idle({**given, **options}, {**{n: v for n, v in defaults.items() if n in read}, **own}, CONDENSE)
+    recorded = [name for name in RECORDED if name in options and options[name] != own[name]]
+    if recorded and options.get("expert_folder"):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in recorded)
+        raise ValueError(
+            f"nothing reads {flags} with --expert-folder, whose experts are made already: leave {_them(recorded)} out"
+        )
+
+
+def looks_through(config: CondenseConfig, method: type[Any]) -> bool:
+    """Whether anything looks through a network of --arch: the method does, or what `asks_trained` says."""
+    return getattr(method, "NEEDS_NETWORK", True) or asks_trained(config, method)
+
+
+def asks_trained(config: CondenseConfig, method: type[Any]) -> bool:
+    """Whether a trained network of --arch is asked beside the method: by herding's first images, or for soft labels."""
+    if not hasattr(method, "terms"):
+        return config.labels == "soft" and method.LOOP.get("labels") != "soft"
+    return config.init == "herding" or (config.labels != "hard" and not hasattr(method, "first_labels"))
+
+
+def _them(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "them"
 
 
 def _check_start(asked: Mapping[str, Any], factor: int) -> None:
@@ -136,8 +165,8 @@ def condense_plan(
     """
     set_by_user = tuple(f.name for f in fields_of(CondenseConfig) if getattr(config, f.name) != f.default)
     method = load_method(config.method)
-    check_read(config, method)
     method_config = method_options(config.method, method, options, METHODS, load_method)
+    check_read(config, method, {name: getattr(method_config, name) for name in options})
     named = data is None or config.data.startswith(("npz:", "imagefolder:"))
     if data is None:
         data = load_data(config.data, download=config.download, device=device, splits=("train",))
@@ -149,10 +178,9 @@ def condense_plan(
     assert data.y_train is not None
     domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
     choices: list[str] = []
-    arch = absolute(config.arch) or ""
+    asked_arch = arch = absolute(config.arch) or ""
     if arch == "auto":
         arch = arch_for(domain)
-        choices.append(f"networks: {arch} (by the size of the images; --arch names others)")
     values = {**DEFAULTS, **method.LOOP}
     asked = {name: getattr(config, name) for name in values if getattr(config, name) is not None}
     few = hasattr(method, "FEW_IMAGES") and _images_a_class(config, domain) < FEW and min(domain.shape[1:]) >= 16
@@ -182,11 +210,18 @@ def condense_plan(
     if named:
         length["data"] = absolute_data(config.data)
     config = dataclasses.replace(config, **{**values, **asked}, **length, arch=arch, mean=domain.mean, std=domain.std)
-    method_config, teacher_file = _own_files(method_config, domain, choices)
+    if asked_arch == "auto" and looks_through(config, method):
+        choices.insert(0, f"networks: {arch} (by the size of the images; --arch names others)")
+    method_config, teacher = _own_files(method_config, domain, choices)
     assert config.factor is not None
     decode(torch.zeros(1, *domain.shape), config.factor)
     _augmentation(config, domain)
-    network = build_model(arch, shape=domain.shape, classes=domain.classes)
+    if asked_arch not in ("auto", arch_for(domain)) and not looks_through(
+        config, method
+    ):  # no error: scripts give all methods one network
+        through = " but through --teacher" if hasattr(method_config, "teacher") else ""
+        choices.append(f"networks: {config.method} looks through none of --arch{through}: {asked_arch} is not used")
+    costs = _costs(config, method, method_config, teacher, domain)
     sizes = torch.bincount(data.y_train.cpu(), minlength=domain.classes).tolist()
     counts = class_counts(sizes, config.ipc, config.images, allow_fewer=config.allow_fewer)
     return CondensePlan(
@@ -196,21 +231,36 @@ def condense_plan(
         set_by_user=(*set_by_user, *options),
         data=data,
         domain=domain,
-        arch=arch,
-        costs={
-            "arch": arch,
-            "parameters": parameters(network),
-            "multiply_adds": multiply_adds(network, domain.shape),
-        },
+        arch=costs["arch"],
+        costs=costs,
         counts=counts,
         device=device,
         choices=choices,
-        teacher_file=teacher_file,
+        teacher_file=_checkpoint(method_config, teacher),
     )
 
 
-def _own_files(method_config: Any, domain: Domain, choices: list[str]) -> tuple[Any, dict[str, Any] | None]:
-    """The method's options with files by their absolute paths, and what is known of a teacher's checkpoint."""
+def _costs(
+    config: CondenseConfig, method: type[Any], method_config: Any, teacher: Loaded | None, domain: Domain
+) -> dict[str, Any]:
+    """The network that is looked through: that of --arch, else the method's teacher, else none.
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    name, own, used = config.arch, getattr(method_config, "teacher", None), looks_through(config, method)
+    if not used and own is None:
+        return {"arch": "none", "parameters": 0, "multiply_adds": 0}
+    if not used and teacher is not None:
+        name, network = teacher.arch, teacher.network
+    else:
+        name = name if used else str(own)
+        network = build_model(name, shape=domain.shape, classes=domain.classes)
+    return {"arch": name, "parameters": parameters(network), "multiply_adds": multiply_adds(network, domain.shape)}
+
+
+def _own_files(method_config: Any, domain: Domain, choices: list[str]) -> tuple[Any, Loaded | None]:
+    """The method's options with files by their absolute paths, and the teacher of a checkpoint."""
     options = {n: v for n in ("teacher", "teacher_arch", "expert_folder") if (v := getattr(method_config, n, None))}
     teacher, arch = options.get("teacher", ""), options.get("teacher_arch")
     given = is_checkpoint(teacher)
@@ -227,7 +277,13 @@ def _own_files(method_config: Any, domain: Domain, choices: list[str]) -> tuple[
     entry = "its own" if loaded.mean is not None else "the data's"
     choices.append(f"teacher: {loaded.arch} from {teacher}, with {entry} normalisation; it is not trained")
     choices += [f"teacher's {line}" for line in loaded.choices]
-    return method_config, {"file": options["teacher"], "arch": loaded.arch, "sha256": loaded.sha256}
+    return method_config, loaded
+
+
+def _checkpoint(method_config: Any, teacher: Loaded | None) -> dict[str, Any] | None:
+    if teacher is None:
+        return None
+    return {"file": method_config.teacher, "arch": teacher.arch, "sha256": teacher.sha256}
 
 
 def run_clock(config: CondenseConfig) -> Clock:
@@ -297,13 +353,8 @@ def beforehand(plan: CondensePlan) -> list[str]:
     setting = make_setting(plan, run_clock(config), lambda _: None, lambda: False)
     stated = getattr(method, "beforehand", None)
     lines: list[str] = [] if stated is None else stated(setting, plan.method_config)
-    stepwise = hasattr(method, "terms")
-    if stepwise and config.init == "herding":
-        lines.append(needed_network(setting))
-    if stepwise and config.labels != "hard" and not hasattr(method, "first_labels"):
-        lines.append(needed_network(setting))
-    if not stepwise and config.labels == "soft" and method.LOOP.get("labels") != "soft":
-        lines.append(needed_network(setting, selecting=True))
+    if asks_trained(config, method):
+        lines.append(needed_network(setting, selecting=not hasattr(method, "terms")))
     return list(dict.fromkeys(lines))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from datafree import parallel
 from datafree.condensation.initial import initial_images
-from datafree.condensation.loop import ImageTrainer
+from datafree.condensation.loop import ImageTrainer, check_finite
 from datafree.condensation.synthetic import Synthetic
 from datafree.data.condensed import CondensedSet
 from datafree.data.formation import decode, decoded_labels
@@ -105,8 +105,8 @@ class CondenseSession:
         restore_random_states(state["random"], self.setting.rng)
 
     def save(self) -> None:
-        """Keeps the last good checkpoint where a pixel is not finite any more: the next term will say so."""
-        if self.main and bool(self.synthetic.images.isfinite().all()):
+        """Keeps the last good checkpoint where what is learned is not finite any more: the next term will say so."""
+        if self.main and all(bool(part.isfinite().all()) for part in self.trainer.parameters.values()):
             self.run.save_checkpoint(self.state_dict())
         self.saved = time.monotonic()
 
@@ -117,7 +117,7 @@ class CondenseSession:
             self.picture_mark = int(self.clock.fraction * PICTURES) + 1
             self.picture()
         # The first process's clock says when a row is due: its terms are those of all, who add them up together.
-        if parallel.latest(float(self.main and now - self.logged >= LOG_SECONDS)):
+        if parallel.latest(float(self.main and (now - self.logged >= LOG_SECONDS or self.clock.ended))):
             whole = whole_terms(terms)
             self.logged = now
             if self.main:
@@ -150,8 +150,12 @@ class CondenseSession:
 
         Soft labels that no term depends on are made anew: they shall be those of these images. After the last
         checkpoint, which holds what steps go on from.
+
+        Raises:
+            TermError: the last step has spoilt what was learned, and no term comes after it to tell.
         """
         self.trainer.settle()
+        check_finite(self.trainer.parameters, self.clock.step)
         synthetic, method = self.synthetic, self.plan.method
         if (finish := getattr(self.objective, "finish", None)) is not None:
             finish(synthetic)

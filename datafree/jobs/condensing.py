@@ -188,17 +188,21 @@ def _execute(plan: CondensePlan, folder: Run, state: Mapping[str, Any] | None, s
 
 
 def _select(session: CondenseSession) -> CondensedSet:
-    """The set of a method that makes it in one go."""
-    plan = session.plan
+    """The set of a method that makes it in one go. Training networks for it is preparation, and told apart."""
+    plan, trained = session.plan, list[float]()
+    setting = dataclasses.replace(session.setting, prepared=trained.append)
     session.clock.start()
-    images, labels = plan.method(session.setting, plan.method_config).build(plan.counts)
+    images, labels = plan.method(setting, plan.method_config).build(plan.counts)
     if plan.config.labels == "soft" and not labels.is_floating_point():
         from datafree.condensation.trained import in_batches, trained_network
 
-        labels = in_batches(trained_network(session.setting, selecting=True), images)
+        labels = in_batches(trained_network(setting, selecting=True), images)
     elif plan.config.labels == "hard" and labels.is_floating_point():
-        labels = labels.argmax(1)
+        # The classes that the images were made for: the teacher may see others in them.
+        labels = torch.arange(len(plan.counts)).repeat_interleave(torch.tensor(plan.counts))
     session.clock.pause()
+    session.preparation = sum(trained)
+    session.clock.spent -= session.preparation
     return CondensedSet(
         images=images.clamp(0, 1).float().cpu(), labels=labels.cpu(), domain=plan.domain,
         factor=1, info=set_info(plan),

@@ -10,7 +10,7 @@ from typing import Any
 
 from datafree.config import CondenseConfig, TrainConfig, fields_of, nearest, replace
 from datafree.domain import Domain
-from datafree.jobs.idle import METHOD, TRAIN, check_idle
+from datafree.jobs.idle import METHOD, TRAIN, check_idle, idle_beside
 from datafree.parallel import world_size
 from datafree.synthesis import METHODS, load_method
 from datafree.teacher import Teacher
@@ -65,6 +65,9 @@ def fit_terms(
     """Drops the terms that this teacher gives nothing to match to, and says what stands in for batch norm.
 
     A method's WITHOUT_STATISTICS are options that it takes then, where a person says nothing else.
+
+    Raises:
+        ValueError: what a person asked for has nothing to work on in this teacher.
     """
     patches = getattr(method_config, "patches", None)
     if patches and not teacher.attentions:
@@ -83,19 +86,27 @@ def fit_terms(
         return method_config
     if weight and needed in options:
         raise ValueError(f"--{needed} {weight:g}: the teacher has no batch norm, so nothing is matched; leave it out")
+    dropped = dataclasses.replace(method_config, **{needed: 0.0})
+    defaults = {f.name: f.default for f in fields_of(method.Config)}
+    for name in options:
+        value = getattr(method_config, name)
+        if weight and value != defaults[name] and idle_beside(name, {needed: 0.0}, METHOD):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag}: the teacher has no batch norm, so nothing is matched; leave it out")
     if weight:
         warnings.append(f"the teacher has no batch norm: the term {needed!r} has nothing to match and is dropped")
     instead = {n: v for n, v in getattr(method, "WITHOUT_STATISTICS", {}).items() if n not in options}
     if instead:
         words = ", ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in instead.items())
         warnings.append(f"in its place: {words}" if weight else f"the teacher has no batch norm; in its place: {words}")
-    return dataclasses.replace(method_config, **{needed: 0.0, **instead})
+    return dataclasses.replace(dropped, **instead)
 
 
 def fit_bank(method_config: Any, options: Mapping[str, Any], domain: Domain, choices: list[str]) -> Any:
     """Keeps a bank that nobody asked for within BANK_BYTES: large images get fewer places."""
     places = BANK_BYTES // math.prod(domain.shape)
-    held = getattr(method_config, "bank", 0) if getattr(method_config, "feed", "bank") == "bank" else 0
+    holds = dataclasses.asdict(method_config)
+    held = 0 if idle_beside("bank", holds, METHOD) else holds.get("bank", 0)
     if "bank" in options or held <= places:
         return method_config
     choices.append(f"bank: {places:,} images ({BANK_BYTES / 1e6:.0f} MB)")
@@ -126,8 +137,9 @@ def method_options(
             job = fields_of(TrainConfig if methods is METHODS else CondenseConfig)
             known = [*defaults, *(f.name for f in job)]
             raise ValueError(f"unknown option {option!r} with method {name}{nearest(option, known)}")
-    check_idle(options, defaults, METHOD, preset)
-    return replace(method.Config(), {**preset, **options})
+    config = replace(method.Config(), {**preset, **options})
+    check_idle({option: getattr(config, option) for option in options}, defaults, METHOD, preset)
+    return config
 
 
 def fill_optimisation(

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from datafree.data import Data, load_data, validation_split
 from datafree.data.condensed import FILE, CondensedSet, check_images, load_condensed
 from datafree.data.sources import cache_folder, split_name
+from datafree.data.wrapped import from_dataset
 from datafree.domain import DOMAINS, Domain
 from datafree.evaluation.condensed import class_counts, random_part, score_set
+from datafree.evaluation.networks import Forward
 from datafree.evaluation.protocols import Protocol, arch_for, named_protocol, tiles_for
 from datafree.jobs.loading import load_teacher, normalised
 from datafree.jobs.machine import find_device
+from datafree.jobs.same_data import check_same_data
 from datafree.jobs.scoring import check_teacher_options
+from datafree.jobs.set_labels import check_labels, probabilities, ranking_scores
 from datafree.models import build_model
 from datafree.runs import write_json
 
@@ -36,7 +40,7 @@ def is_condensed(path: str) -> bool:
 
 def evaluate_set(
     source: str | Path | CondensedSet,
-    data: str | Data | None = None,
+    data: str | Data | Sequence[Any] | None = None,
     *,
     protocol: str | Protocol = "default",
     archs: Sequence[str] = (),
@@ -45,6 +49,8 @@ def evaluate_set(
     seed: int = 0,
     validation: bool = False,
     whole: bool = False,
+    set_labels: str = "own",
+    rank: bool = False,
     teacher: str | None = None,
     teacher_arch: str | None = None,
     teacher_mean: Sequence[float] | None = None,
@@ -60,7 +66,8 @@ def evaluate_set(
 
     Args:
         source: a condensed set, or its folder or file.
-        data: the data set whose test split is taken; default: what the set says it was made from.
+        data: the data set whose test split is taken: a name, a `datafree.Data`, or (train, test), two data sets of
+            (image, class number) items; default: what the set says it was made from.
         protocol: a name in `evaluation.protocols.PROTOCOLS`, or a protocol.
         archs: networks to train; default: the protocol's.
         networks: how many of each; default: the protocol's.
@@ -70,7 +77,13 @@ def evaluate_set(
         validation: test on a part of the training data that is held out, for choosing settings. Sets made for that
             are condensed from the rest: `datafree condense --validation`. Of others `say` gets a warning.
         whole: train one network on all real images too, unless its figure is in the cache already.
-        teacher: a checkpoint, for protocols that train on a teacher's labels; refused with others.
+        set_labels: "own", as the set has them (by protocol rded a teacher's, of the augmented images); "hard", the
+            classes that its images were made for; "teacher", `teacher`'s probabilities of its images. The random images
+            get `teacher`'s as well in the last case, else their class numbers.
+        rank: with protocol ddranking, its four scores too (see `evaluation.ranking.rank`), of the first network. The
+            accuracy on all real images that they need is that of `whole`.
+        teacher: a checkpoint, where a teacher's labels are asked for: by the protocol, by `set_labels`, or by `rank`
+            of a set with soft labels, whose random images it labels. Refused elsewhere.
         teacher_arch, teacher_mean, teacher_std: its architecture and normalisation, where its file does not say;
             default of the latter: that of the data, where these have a name.
         device, precision: where and how networks are trained.
@@ -80,7 +93,8 @@ def evaluate_set(
     Returns:
         What `score_set` returns, with "set", "data", "split", "left_out" (whether the set was made without the
         training images that it is tested on; None where it is tested on others, or where that is not known), "lr" (the
-        first rate on the set), "whole_accuracy" (None where it is not known) and the set's budget.
+        first rate on the set), "set_labels", "whole_accuracy" (None where it is not known) and the set's budget. With
+        `rank` the scores, and "ranking_accuracies" behind them.
 
     Raises:
         ValueError: something a person can mend; one line.
@@ -88,14 +102,13 @@ def evaluate_set(
     """
     protocol_object = named_protocol(protocol) if isinstance(protocol, str) else protocol
     check_teacher_options(teacher, teacher_arch=teacher_arch, teacher_mean=teacher_mean, teacher_std=teacher_std)
-    if teacher is not None and protocol_object.labels != "teacher":
-        called = f"protocol {protocol}" if isinstance(protocol, str) else "this protocol"
-        raise ValueError(f"{called} trains on the set's own labels: leave --teacher out")
     condensed = source if isinstance(source, CondensedSet) else load_condensed(source)
+    check_labels(condensed, protocol, set_labels, ranked=rank, taught=teacher is not None)
+    data = _as_data(data, condensed.domain.classes)
     place = find_device(device)
     name = data.domain.name if isinstance(data, Data) else data or _own_data(condensed)
     held = data.to(place) if isinstance(data, Data) else load_data(name, download=download, device=place)
-    _check_fit(condensed, held.domain, name)
+    _check_fit(condensed, held.domain, name, say)
     if validation:
         held = validation_split(held)
     domain = condensed.domain
@@ -127,17 +140,33 @@ def evaluate_set(
         f"training {count} network{'' if count == 1 else 's'} of {', '.join(archs)} on {len(images)} images, on {place}"
     )
     common: dict[str, Any] = {"networks": count, "seed": seed, "device": place, "precision": precision, "say": say}
-    if taught is not None:
+    relabel: Forward | None = None
+    if taught is not None and protocol_object.labels == "teacher":
         common["teacher"] = taught
+    elif taught is not None and set_labels == "teacher":
+        relabel = probabilities(taught, place)
+        labels = relabel(images)
+    elif set_labels == "hard":
+        labels = condensed.made_for()
     result = score_set(
         images, labels, held, protocol, archs=archs, random=False, tiles=_tiles(condensed), lr=rate, make=make, **common
     )
     counts = stored_counts(condensed)
     for arch in archs:
-        random = _random(held, protocol, arch, counts, make, common, whitening is not None)
+        random = _random(held, protocol, arch, counts, make, common, whitening is not None, relabel)
         result["archs"][arch] |= random
         if arch == archs[0]:
             result |= random
+    whole_accuracy = _whole(
+        held, archs[0], make, place, precision, whitening is not None, compute=whole or rank, say=say
+    )
+    if rank:
+        assert whole_accuracy is not None
+        say(f"training {15 * count + (0 if rate else 15)} networks of {archs[0]} more for DD-Ranking's scores")
+        result |= ranking_scores(
+            condensed, labels, held, networks=count, whole_accuracy=whole_accuracy, stored=counts, syn_lr=rate,
+            arch=archs[0], teacher=taught, seed=seed, device=place, precision=precision, make=make,
+        )  # fmt: skip
     return {
         "set": str(source) if not isinstance(source, CondensedSet) else None,
         "data": name,
@@ -145,7 +174,8 @@ def evaluate_set(
         "left_out": left_out,
         "lr": protocol_object.lr if rate is None else rate,
         **result,
-        "whole_accuracy": _whole(held, archs[0], make, place, precision, whitening is not None, compute=whole, say=say),
+        "set_labels": set_labels,
+        "whole_accuracy": whole_accuracy,
         "precision": precision,
         "threads": torch.get_num_threads(),
         "seed": seed,
@@ -235,11 +265,19 @@ def _check_dense(tensor: Tensor) -> None:
 
 def stored_counts(condensed: CondensedSet) -> list[int]:
     """Stored images a class: what a random subset of the same budget has."""
-    if not condensed.soft:
-        return class_counts(condensed.labels, condensed.domain.classes)
-    first = condensed.labels[: len(condensed.images)]
-    known = condensed.info.get("images_per_class")
-    return [int(n) for n in known] if known else class_counts(first, condensed.domain.classes)
+    return class_counts(condensed.made_for()[: len(condensed.images)], condensed.domain.classes)
+
+
+def _as_data(data: Any, classes: int) -> str | Data | None:
+    """The data that were given, two torch data sets as one `Data`."""
+    if data is None or isinstance(data, str | Data):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return from_dataset(*data, classes=classes)
+    raise ValueError(
+        f"data is a {type(data).__name__}: give a name, a datafree.Data, or (train, test), two data sets of (image, "
+        "class number) items"
+    )
 
 
 def _own_data(condensed: CondensedSet) -> str:
@@ -254,13 +292,15 @@ def _own_data(condensed: CondensedSet) -> str:
     return name
 
 
-def _check_fit(condensed: CondensedSet, domain: Domain, name: str) -> None:
+def _check_fit(condensed: CondensedSet, domain: Domain, name: str, say: Callable[[str], None]) -> None:
     own = condensed.domain
     if own.shape != domain.shape or own.classes != domain.classes:
         raise ValueError(
             f"the set has {own.classes} classes of {own.shape} images, {name} has {domain.classes} of {domain.shape}: "
             "give the data it was made from"
         )
+    for warning in check_same_data(own, domain, "the test images are of"):
+        say(f"warning: {warning}")
 
 
 def _rate(condensed: CondensedSet, protocol: Protocol, given: float | None) -> float | None:
@@ -338,19 +378,20 @@ def _random(
     make: Callable[[str], nn.Module],
     common: dict[str, Any],
     whitened: bool,
+    relabel: Forward | None,
 ) -> dict[str, Any]:
-    """The random subset's part of `score_set`."""
+    """The random subset's part of `score_set`. It is not kept where its labels are a teacher's."""
 
     def compute() -> dict[str, Any]:
-        return random_part(data, protocol, arch, counts=counts, make=make, **common)
+        return random_part(data, protocol, arch, counts=counts, make=make, relabel=relabel, **common)
 
     about = protocol if isinstance(protocol, str) else dataclasses.asdict(protocol)
-    teacher = "teacher" in common
+    taught = "teacher" in common or relabel is not None
     key = {
         "data": _fingerprint(data), "protocol": about, "arch": arch, "counts": counts, "networks": common["networks"],
         "seed": common["seed"], "precision": common["precision"], "whitened": whitened, "version": 1,
     }  # fmt: skip
-    found = compute() if teacher or ":" in arch else _cached("random", key, compute)
+    found = compute() if taught or ":" in arch else _cached("random", key, compute)
     assert found is not None
     return found
 

@@ -14,11 +14,13 @@ from torch import nn
 from datafree.config import TrainConfig, fields_of
 from datafree.data import Data, data_domain, find_data, load_data, validation_split
 from datafree.data.condensed import CondensedSet
+from datafree.distillation.attention import check_maps
 from datafree.distillation.sources import CondensedImages, Mixed, RealImages
 from datafree.domain import DOMAINS, Domain, parse_shape
 from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
 from datafree.jobs.beginnings import (
     absolute_source,
+    check_black_box,
     check_condensed,
     inherit,
     student_defaults,
@@ -34,6 +36,7 @@ from datafree.jobs.filling import (
     preset_values,
     under_preset,
 )
+from datafree.jobs.idle import METHOD, idle_beside
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.paths import absolute, absolute_data
 from datafree.models import build_model, next_smaller
@@ -121,6 +124,7 @@ def make_plan(
     asked = config
     preset = preset_values(config, method)
     config, own = under_preset(config, method, preset)
+    check_black_box(config, method)
     method_config = method_options(INSTEAD.get(method, config.method), method, options, preset=own)
     embedded = config.teacher is None
     source = embedded_teacher if config.teacher is None else config.teacher
@@ -138,9 +142,9 @@ def make_plan(
     )
     domain = _mirrored(teacher.domain, config.flip)
     choices += [] if embedded else list(teacher.choices)
-    if condensed is not None:
-        check_condensed(condensed, domain, str(config.source))
     warnings: list[str] = []
+    if condensed is not None:
+        warnings += check_condensed(condensed, domain, str(config.source))
     student = config.student
     if student is None:
         student = next_smaller(
@@ -194,7 +198,7 @@ def make_plan(
 
 
 def _check_needs(plan: Plan) -> None:
-    """Looks through the teacher once, and builds the method once, aside: what it lacks is said before a run begins.
+    """Looks through the networks once, and builds the method once, aside: what they lack is said before a run begins.
 
     A method says that it never differentiates the teacher by `NEEDS_GRADIENTS = False`, and which of its weights needs
     penultimate features by `NEEDS_FEATURES`.
@@ -223,6 +227,8 @@ def _check_needs(plan: Plan) -> None:
         weight = next((w for w in ("balance", "onehot") if hasattr(plan.method_config, w)), None)
         without = f" without --{weight}" if weight else ""
         raise ValueError(f"--prior: {name}{without} makes images of no class in particular; leave it out")
+    if config.attention:
+        check_maps(plan.network, plan.teacher.teacher.network, torch.full((1, *domain.shape), 0.5, device=plan.device))
     batch = getattr(plan.method_config, "synthesis_batch", None)
     if batch is not None and batch % world_size():
         raise ValueError(f"--synthesis-batch {batch} does not divide among {world_size()} processes")
@@ -302,6 +308,7 @@ def expected_memory_mb(plan: Plan) -> int:
     activations = sum(activation_bytes(net, shape, batch) for net in (plan.teacher.teacher.network, plan.network))
     half = 0.5 if plan.config.precision == "bf16" else 1.0
     weights = 4 * (4 * parameters(plan.network) + parameters(plan.teacher.teacher.network))
-    bank = getattr(plan.method_config, "bank", 0) if getattr(plan.method_config, "feed", "bank") == "bank" else 0
+    held = dataclasses.asdict(plan.method_config)
+    bank = 0 if idle_beside("bank", held, METHOD) else held.get("bank", 0)
     libraries = 400e6
     return round((2 * half * activations + weights + bank * shape[0] * shape[1] * shape[2] + libraries) / 1e6)

@@ -17,10 +17,10 @@ from datafree import parallel
 from datafree.config import MachineConfig, PretrainConfig, replace
 from datafree.data import Data, crop_and_flip, draw_crops, load_data, to_float
 from datafree.data.domains import mirrored
-from datafree.data.tensors import Crops
+from datafree.data.tensors import Crops, usual_pad
 from datafree.domain import DOMAINS, Domain, make_domain
 from datafree.evaluation.accuracy import evaluate as score
-from datafree.evaluation.cost import multiply_adds, parameters
+from datafree.evaluation.cost import latencies, multiply_adds, parameters
 from datafree.jobs.fresh import fresh_run
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
@@ -54,7 +54,7 @@ class Labelled:
         if len(self.order) < self.batch_size:
             self.order = torch.randperm(len(self.x), generator=self.rng, device=self.x.device)
         rows, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
-        crops = draw_crops(len(rows), self.rng, pad=(pad := max(1, self.x.shape[-1] // 8)), flip=self.flip)
+        crops = draw_crops(len(rows), self.rng, pad=(pad := usual_pad(self.x.shape)), flip=self.flip)
         rows = parallel.shard(rows)
         images = to_float(self.x[rows])
         if self.augmented:
@@ -265,7 +265,7 @@ def _execute(
         nonlocal logged, saved
         now = time.monotonic()
         stopping = bool(parallel.latest(float(stop())))
-        if main and now - logged >= LOG_SECONDS:
+        if main and (now - logged >= LOG_SECONDS or clock.ended):
             logged = now
             row = {"step": clock.step, "seconds": round(clock.elapsed, 3), "lr": trainer.rate}
             row |= {f"student/{name}": float(value.detach()) for name, value in terms.items()}
@@ -287,6 +287,7 @@ def _execute(
                 raise Interrupted(folder.path, "pretrain")
         result = _finish(task, folder.path / "model.safetensors")
         if main:
+            result |= latencies({"student": trainer.result}, task.domain.shape, task.device)
             write_json(folder.path / "result.json", result)
         return result
     finally:

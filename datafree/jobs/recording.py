@@ -39,6 +39,7 @@ def record_experts(
     Raises:
         ValueError: something a person can mend; one line.
         FileNotFoundError: the data are not there.
+        TermError: an expert diverged; those before it are kept.
         KeyboardInterrupt: Ctrl-C; the experts that are finished are kept.
     """
     config = replace(config or ExpertsConfig(), options)
@@ -46,7 +47,7 @@ def record_experts(
         config, data = replace(config, {"data": data}), None
     if out is not None:
         _check_folder(Path(out))
-    names = ("data", "arch", "mean", "std", "zca", "augmentation", "augmentation_mode")
+    names = ("data", "validation", "arch", "mean", "std", "flip", "zca", "augmentation", "augmentation_mode")
     machine = [f.name for f in dataclasses.fields(MachineConfig)]
     # What the networks see is settled as for a condensation, so that one finds these experts.
     shared = CondenseConfig(

@@ -6,23 +6,38 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
 from datafree.config import parse_duration
-from datafree.jobs.standing import clear_left, held, is_left, lock_of, locked, stands, work_of
-from datafree.runs import atomic_write
+from datafree.jobs.standing import (
+    clear_left,
+    clear_logs,
+    held,
+    hold_log,
+    is_left,
+    lock_of,
+    locked,
+    release,
+    stands,
+    work_of,
+)
+from datafree.runs import atomic_write, write_json
 from datafree.tables import Cell, Table, TableResult, load_table, read_results, render
-from datafree.tables.results import current, outdated
+from datafree.tables.defaults import defaults_of
+from datafree.tables.results import current, make_content, outdated
 from datafree.tables.specs import COSTS, find_tables, tables_folder, with_budget
 
 POLL_SECONDS = 0.1
+# By these a person or the system ends all that runs: the cell goes on later. One killed by any other has failed.
+INTERRUPTS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +95,16 @@ def reproduce(
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}: give 1 or more")
     todo = _todo(read, cells, seeds, budget, shard, costs)
+    for name, other in twins(read, cells, budget, costs).items():
+        say(f"{name}: at this length one with {other}, which is run for both")
     folder = Path(out) / read.name
-    read_results(folder)  # a malformed file is found before anything is run
+    read_results(folder, read.name)  # a malformed file is found before anything is run
     there = [_is_there(cell, folder / cell.file_name(seed), retry, say) for cell, seed in todo]
     missing = [each for each, found in zip(todo, there, strict=True) if not found]
     page = Path(out) / f"{read.name}.md"
     say(f"{read.name}: {len(todo)} cells and seeds, {sum(there)} there, {len(missing)} to run")
+    for cell, seed in todo:
+        clear_logs(folder / cell.file_name(seed))
     if not keep:
         _tidy(folder / cell.file_name(seed) for cell, seed in todo)
     order = {
@@ -136,7 +155,7 @@ def preview(
         if result is None or not stands(cell, result, retry):
             words.append("to run" if result is None else "to run again")
         rows.append((full_name(cell, seed), ", ".join([cell.cost, *words])))
-    return rows
+    return rows + [(name, f"one with {other}") for name, other in twins(read, cells, budget, costs).items()]
 
 
 def full_name(cell: Cell, seed: int) -> str:
@@ -183,10 +202,10 @@ def write_page(table: Table, folder: Path, page: Path, budget: str | None = None
     """Renders a table with the results in the folder; at another budget, its cells at that one."""
     shown = table
     if budget is not None:
-        unique = {cell.name: with_budget(cell, budget) for cell in table.cells}
-        shown = dataclasses.replace(table, cells=tuple({cell.name: cell for cell in unique.values()}.values()))
+        unique = {cell.name: cell for cell in at_length(table, budget).values()}
+        shown = dataclasses.replace(table, cells=tuple(unique.values()))
     page.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(page, ("\n".join(render(shown, read_results(folder), page)).rstrip() + "\n").encode())
+    atomic_write(page, ("\n".join(render(shown, read_results(folder, table.name), page)).rstrip() + "\n").encode())
 
 
 def status(out: str | Path) -> list[tuple[Table, int, int]]:
@@ -198,25 +217,48 @@ def status(out: str | Path) -> list[tuple[Table, int, int]]:
 
 
 def _finished(table: Table, folder: Path) -> int:
-    found, _ = current(table, read_results(folder / table.name))
+    found, _ = current(table, read_results(folder / table.name, table.name))
     return sum(any(result.done for result in results) for results in found.values())
 
 
 def choose(table: Table, patterns: Sequence[str], budget: str | None, costs: Sequence[str]) -> list[Cell]:
-    """The cells that are asked for, in the table's order; a cell that is named is run whatever it costs."""
+    """The cells that are asked for, in the table's order; a cell that is named is run whatever it costs.
+
+    Cells that are one spec at the budget are one cell.
+    """
+    chosen = _chosen(table, patterns, costs)
+    if budget is None:
+        return chosen
+    parse_duration(budget)
+    of = at_length(table, budget)
+    return list({of[cell.name].name: of[cell.name] for cell in chosen}.values())
+
+
+def at_length(table: Table, budget: str) -> dict[str, Cell]:
+    """Name in the table -> its cell at the budget; of those that are one spec then, the first for all of them."""
+    first: dict[str, Cell] = {}
+    cells = {cell.name: with_budget(cell, budget) for cell in table.cells}
+    return {name: first.setdefault(cell.digest(0), cell) for name, cell in cells.items()}
+
+
+def twins(table: Table, patterns: Sequence[str], budget: str | None, costs: Sequence[str] | None) -> dict[str, str]:
+    """Name at the budget of each cell that is asked for -> that of the cell that is run in its place."""
+    if budget is None:
+        return {}
+    of = at_length(table, budget)
+    names = {with_budget(c, budget).name: of[c.name].name for c in _chosen(table, patterns, allowed_costs(costs))}
+    return {name: other for name, other in names.items() if name != other}
+
+
+def _chosen(table: Table, patterns: Sequence[str], costs: Sequence[str]) -> list[Cell]:
     for pattern in patterns:
         if not any(_matches(cell, pattern) for cell in table.cells):
             names = ", ".join(cell.name for cell in table.cells[:8])
             more = ", ..." if len(table.cells) > 8 else ""
             raise ValueError(f"{table.name} has no cell {pattern!r}: take GROUP/ROW of {names}{more}")
     if patterns:
-        chosen = [cell for cell in table.cells if any(_matches(cell, pattern) for pattern in patterns)]
-    else:
-        chosen = [cell for cell in table.cells if cell.cost in costs]
-    if budget is not None:
-        parse_duration(budget)
-        chosen = list({cell.name: cell for cell in (with_budget(cell, budget) for cell in chosen)}.values())
-    return chosen
+        return [cell for cell in table.cells if any(_matches(cell, pattern) for pattern in patterns)]
+    return [cell for cell in table.cells if cell.cost in costs]
 
 
 def _matches(cell: Cell, pattern: str) -> bool:
@@ -295,6 +337,7 @@ class Scheduler:
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
         with open(log, "wb") as words:
+            hold_log(words)
             process = subprocess.Popen(
                 [sys.executable, "-m", "datafree.jobs.cell"],
                 stdin=subprocess.PIPE,
@@ -325,6 +368,9 @@ class Scheduler:
         reason = words[-1] if words else f"its process ended with {code}"
         if code in (130, -2, -15):
             raise KeyboardInterrupt("interrupted; the same command goes on")
+        if code < 0 and -code not in INTERRUPTS and (result := record_death(child, self.order["keep"])) is not None:
+            child.log.unlink(missing_ok=True)
+            return outcome(result)
         skipped.append((child.name, reason))
         return f"not run: {reason}"
 
@@ -340,6 +386,7 @@ class Child:
     places: int
     path: Path
     log: Path
+    begun: float = field(default_factory=time.monotonic)
 
     @property
     def name(self) -> str:
@@ -355,6 +402,26 @@ class Child:
     def close(self) -> None:
         with contextlib.suppress(BrokenPipeError):
             self.stdin.close()
+
+
+def record_death(child: Child, keep: bool) -> TableResult | None:
+    """Writes down that a cell has failed whose process was killed, and could not do so itself.
+
+    None, and nothing is written, where another process is at the cell by now, or has a result of it.
+    """
+    number = -child.process.returncode
+    name = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
+    hint = " (was there too little memory?)" if number == signal.SIGKILL else ""
+    error = ": ".join([f"its process was killed by {name}{hint}", *child.words()[-1:]])
+    with locked(lock_of(child.path), wait=False, remove=True) as mine:
+        if not mine or held(child.path) is not None:
+            return None
+        cell = child.cell
+        defaults = defaults_of(cell.job, cell.options)
+        seconds = time.monotonic() - child.begun
+        write_json(child.path, make_content(cell, child.seed, seconds=seconds, defaults=defaults, error=error))
+        release(work_of(child.path), keep)
+    return held(child.path)
 
 
 def outcome(result: TableResult) -> str:

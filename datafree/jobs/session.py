@@ -19,6 +19,7 @@ from datafree import parallel
 from datafree.distillation import Alternation
 from datafree.evaluation.accuracy import Scores
 from datafree.evaluation.accuracy import evaluate as score
+from datafree.evaluation.cost import latencies
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, random_states, restore_random_states, seed_all
 from datafree.jobs.planning import Plan
@@ -137,7 +138,7 @@ class Session:
         now, fraction, config = time.monotonic(), self.clock.fraction, self.plan.config
         stopping = bool(parallel.latest(float(self.stop())))
         row: dict[str, Any] = {}
-        if now - self.logged >= LOG_SECONDS:
+        if now - self.logged >= LOG_SECONDS or self.clock.ended:
             row = self._row(terms)
         if terms and config.evaluations and fraction * config.evaluations >= self.marks["test"] + 1 and fraction < 1:
             self.marks["test"] = int(fraction * config.evaluations)
@@ -308,5 +309,7 @@ def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
         metrics["queries"] = queries
     if plan.device.type == "cuda":
         metrics["peak_device_mb"] = round(torch.cuda.max_memory_allocated(plan.device) / 1e6, 1)
+    networks = {"student": session.trainer.result, "teacher": plan.teacher.teacher.classifier}
+    metrics |= latencies(networks, domain.shape, plan.device)  # last: it takes memory and time of its own
     write_json(run.path / "result.json", metrics)
     return metrics

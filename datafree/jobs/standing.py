@@ -6,7 +6,9 @@ so a folder that a kill has left behind is told from one that is kept.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import glob
 import itertools
 import json
 import os
@@ -14,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from datafree.runs import write_json
 from datafree.tables import Cell, TableResult
@@ -132,3 +134,17 @@ def clear_left(path: Path) -> None:
     """Removes a run that was left behind. Needs the lock."""
     if is_left(path):
         shutil.rmtree(work_of(path), ignore_errors=True)
+
+
+def hold_log(file: IO[bytes]) -> None:
+    """Marks a log as in use for as long as any process has it open, however its writers end."""
+    with contextlib.suppress(OSError):  # a file system without locks: its logs stay
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def clear_logs(path: Path) -> None:
+    """Removes what was said by processes of a cell that are gone, with those who would have read it."""
+    for log in work_of(path).parent.glob(f"{glob.escape(path.stem)}.*.log"):
+        with contextlib.suppress(OSError), open(log, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            log.unlink(missing_ok=True)

@@ -14,18 +14,24 @@ from datafree.data.condensed import FILE, CondensedSet, to_bytes
 from datafree.pictures import grid, png_bytes
 from datafree.runs import atomic_write
 
+PNG_CHANNELS = (1, 3)
+# Methods that ask no network which images to make.
+WITHOUT_NETWORK = ("random", "mean")
+
 
 def write_set(folder: Path, condensed: CondensedSet, metrics: Mapping[str, Any]) -> None:
     """Writes FOLDER/condensed.safetensors, card.md, and images/: a grid, and one PNG an image in class folders.
 
     `torchvision.datasets.ImageFolder(FOLDER/images)` reads the class folders: their names begin with the class number.
+    An image lies in the folder of the class that it was made for, whatever its soft label says. No PNG file is written
+    of images of other than one or three channels, but for the grid.
     """
     atomic_write(folder / FILE, to_bytes(condensed))
     atomic_write(folder / "card.md", card(condensed, metrics))
     images, _ = condensed.decoded()
-    classes = condensed.classes()
+    classes = condensed.made_for()
     names = class_folders(condensed)
-    if images.shape[1] in (1, 3):
+    if images.shape[1] in PNG_CHANNELS:
         for index, (image, label) in enumerate(zip(images, classes.tolist(), strict=True)):
             place = folder / "images" / names[label]
             place.mkdir(parents=True, exist_ok=True)
@@ -53,7 +59,7 @@ def to_picture(image: Tensor) -> Any:
     from PIL import Image
 
     pixels = (image * 255).round().to(torch.uint8).numpy()
-    if len(pixels) not in (1, 3):
+    if len(pixels) not in PNG_CHANNELS:
         raise ValueError(f"images of {len(pixels)} channels cannot be written as PNG: use the Python API")
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
@@ -81,7 +87,7 @@ def card(condensed: CondensedSet, metrics: Mapping[str, Any]) -> str:
         f"| labels | {labels}, {budget['label_bytes']:,} bytes |",
         f"| networks see | {entry}, mean {_text(domain.mean)}, std {_text(domain.std)} |",
         f"| learned rate | {condensed.learning_rate if condensed.learning_rate is not None else 'none'} |",
-        f"| looked through | {info.get('arch', '?')} |",
+        f"| looked through | {_network(condensed)} |",
         *([f"| teacher | {taught['file']} ({taught['arch']}, SHA-256 {taught['sha256']}) |"] if taught else []),
         f"| steps | {metrics.get('steps', '?')} in {metrics.get('total_seconds', '?')} s |",
         f"| seed | {info.get('seed', '?')} |",
@@ -94,8 +100,7 @@ def card(condensed: CondensedSet, metrics: Mapping[str, Any]) -> str:
         'dataset = datafree.load_condensed("FOLDER")  # torch.utils.data.Dataset; images (C, H, W) in [0, 1]',
         "```",
         "",
-        "`images/` holds the decoded images as 8-bit PNG for `torchvision.datasets.ImageFolder`; rounding changes them",
-        "a little, and soft labels are in the safetensors file alone.",
+        *_pictures(condensed),
         "",
         "`datafree evaluate FOLDER --data NAME` scores the set beside a random real subset of the same size.",
         "",
@@ -109,6 +114,29 @@ def card(condensed: CondensedSet, metrics: Mapping[str, Any]) -> str:
             "- Pixels were brought back into [0, 1] on saving, not during the run, as the emulated release does."
         )
     return "\n".join(lines) + "\n"
+
+
+def _network(condensed: CondensedSet) -> str:
+    """What the images were looked at through when they were made; a method's teacher goes before the run's network."""
+    info = condensed.info
+    taught, named = info.get("teacher_file"), (info.get("options") or {}).get("teacher")
+    if taught or named:
+        return f"{taught['arch'] if taught else named} (the teacher)"
+    arch = info.get("arch") or "?"
+    if info.get("method") in WITHOUT_NETWORK:
+        return f"no network; labels are those of {arch}" if condensed.soft else "no network"
+    return str(arch)
+
+
+def _pictures(condensed: CondensedSet) -> list[str]:
+    """What the card says of images/."""
+    channels = condensed.domain.shape[0]
+    if channels not in PNG_CHANNELS:
+        return [f"Images of {channels} channels cannot be written as PNG: `images/` holds grids alone."]
+    return [
+        "`images/` holds the decoded images as 8-bit PNG for `torchvision.datasets.ImageFolder`, each in the folder of",
+        "the class it was made for; rounding changes them a little, and soft labels are in the safetensors file alone.",
+    ]
 
 
 def _text(values: tuple[float, ...]) -> str:

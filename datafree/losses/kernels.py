@@ -22,8 +22,10 @@ def kernel_ridge_prediction(
         prototype_labels: (M, C), usually one-hot - 1/C, or learnt.
         regularisation: r > 0, relative to the kernel's mean diagonal.
 
+    Features that are not finite predict NaN, as elsewhere; whoever steps on the loss looks at it.
+
     Raises:
-        ValueError: the kernel cannot be inverted.
+        ValueError: the kernel of finite features cannot be inverted.
 
     Source: FRePo (Zhou et al. 2022), with r scaled as in its release; the predictor is KIP's (Nguyen et al. 2021).
     """
@@ -32,7 +34,9 @@ def kernel_ridge_prediction(
     ridge = regularisation * kernel.trace() / len(kernel)
     factor, failed = torch.linalg.cholesky_ex(kernel + ridge * torch.eye(len(kernel)).to(kernel))
     if failed.item():
-        raise ValueError("the prototypes' kernel cannot be inverted: check that features are finite, not all zero")
+        if bool(kernel.isfinite().all()):
+            raise ValueError("the prototypes' kernel cannot be inverted: check that features are not all zero")
+        factor = torch.full_like(kernel, torch.nan)
     weights = features.T @ torch.cholesky_solve(prototype_labels.double(), factor)
     return (target_features.double() @ weights).to(raised(target_features).dtype)
 

@@ -59,8 +59,8 @@ def total_variation(images: Tensor, order: str = "l2") -> Tensor:
     """Roughness: differences to the right, lower, lower right and lower left neighbour. Scalar >= 0, 0 iff constant.
 
     Args:
-        images: (N, C, H, W), at least 2 x 2 pixels. The releases take it of normalised images, where it is larger:
-            divided by the data's standard deviation.
+        images: (N, C, H, W); one pixel high or wide, it has no such neighbours, whose differences count 0. The releases
+            take it of normalised images, where it is larger: divided by the data's standard deviation.
         order: "l1" adds the four mean absolute differences, "l2" the four norms over the whole batch, not squared.
 
     Raises:
@@ -79,7 +79,7 @@ def total_variation(images: Tensor, order: str = "l2") -> Tensor:
         lower[..., :-1] - upper[..., 1:],
     )
     if order == "l1":
-        return torch.stack([d.abs().mean() for d in differences]).sum()
+        return torch.stack([d.abs().mean() if d.numel() else d.sum() for d in differences]).sum()
     return torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
 
 

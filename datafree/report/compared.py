@@ -94,7 +94,7 @@ class Compared:
         return first(as_number(self.result.get("steps")), max(logged, default=None))  # type: ignore[no-any-return]
 
     def cost(self, who: str, what: str) -> float | None:
-        """`parameters` or `multiply_adds` of the `teacher` or the `student`."""
+        """`parameters`, `multiply_adds` or `latency_ms` of the `teacher` or the `student`."""
         side = as_mapping(self.about.get(who))
         return as_number(first(side.get(what), self.result.get(f"{who}_{what}")))
 

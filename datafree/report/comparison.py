@@ -120,6 +120,9 @@ def _notes(runs: Sequence[Compared]) -> list[str]:
     notes = []
     if len(data) > 1:
         notes.append(f"the runs are on different data ({', '.join(data)}): their accuracies do not compare")
+    timed = list(dict.fromkeys(as_text(run.result["latency_on"]) for run in runs if "latency_on" in run.result))
+    if len(timed) > 1:
+        notes.append(f"latencies were measured on {'; '.join(timed)}: they do not compare")
     for run in runs:
         notes += [f"{run}: {note}" for note in run.notes]
         notes += [f"{run}: {as_text(text)}" for text in as_list(run.result.get("warnings"))]
@@ -152,8 +155,8 @@ def _facts(run: Compared) -> dict[str, str]:
         "Peak memory": _memory(run),
         "Size": _size(run),
         "Multiply-adds": short(run.cost("student", "multiply_adds")),
-        "Latency (ms)": as_text(as_number(result.get("latency_ms"))),
-        "Epsilon": as_text(as_number(result.get("epsilon"))),
+        "Latency (ms)": as_text(run.cost("student", "latency_ms"), 3),
+        "Epsilon": as_text(as_number(result.get("epsilon"))),  # of private methods, of which there is none yet
     }
 
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from datafree.report.charts import line_chart
 from datafree.report.reading import (
+    NONE,
     Points,
     as_list,
     as_mapping,
@@ -159,12 +160,13 @@ def _networks(
     """Whose size is known, and rows of (label, values). What an entry does not say is looked up in the result."""
     columns = {}
     for who, side in (("teacher", teacher), ("student", student), ("looked through", looked_through)):
-        sizes = [first(side.get(key), result.get(f"{who}_{key}")) for key in ("parameters", "multiply_adds")]
-        if sizes != [None, None]:
+        sizes = [first(side.get(key), result.get(f"{who}_{key}")) for key in SIZES]
+        if any(size is not None for size in sizes):
             arch = as_text(first(side.get("arch"), result.get(who)))
-            columns[who] = [arch, count(sizes[0]), short(sizes[1])]
-    labels = ("Architecture", "Parameters", "Multiply-adds per image")
+            columns[who] = [arch, count(sizes[0]), short(sizes[1]), as_text(as_number(sizes[2]), 3)]
+    labels = ("Architecture", "Parameters", "Multiply-adds per image", "Latency of one image (ms)")
     rows = list(zip(labels, zip(*columns.values(), strict=True), strict=True)) if columns else []
+    rows = [row for row in rows if set(row[1]) != {NONE}]
     return {"who": list(columns), "rows": rows} if columns else None
 
 
@@ -197,6 +199,7 @@ RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "agreement": ("Agreement with the teacher", percent),
     "kl": ("KL divergence from the teacher (nats)", as_text),
 }
+SIZES = ("parameters", "multiply_adds", "latency_ms")  # of each network, in run.json or result.json
 JOBS = {"train": "data-free distillation", "pretrain": "training with data", "condense": "condensation"}
 COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "steps": ("Steps", count),
@@ -213,6 +216,7 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "total_seconds": ("In all", duration),
     "peak_rss_mb": ("Peak memory", megabytes),
     "peak_device_mb": ("Peak memory of the device", megabytes),
+    "latency_on": ("Latency measured on", as_text),
     "precision": ("Precision", as_text),
     "threads": ("Threads", as_text),
     "processes": ("Processes", as_text),
@@ -222,5 +226,5 @@ PLACED = {
     *RESULTS,
     *COSTS,
     *("per_class", "confusion", "warnings", "method", "data", "seed", "teacher", "student", "arch"),
-    *(f"{who}_{what}" for who in ("teacher", "student") for what in ("parameters", "multiply_adds")),
+    *(f"{who}_{what}" for who in ("teacher", "student") for what in SIZES),
 }

@@ -3,9 +3,9 @@
     L_G = -mean_n L(x_n),   L(x) = mean_c |s - t̄|,   t̄ = log p_t - mean_c log p_t
     ∂L/∂x ≈ d/m Σ_k (L(x + ε u_k) - L(x)) / ε · u_k
 
-x is the image before the generator's sigmoid, so that every query is an image in [0, 1], d is its number of values, and
-the u_k are m random directions of length 1. The estimate is then propagated back through the generator. The student
-learns from the same t̄: L_S = L.
+L may be another distance. x is the image before the generator's sigmoid, so that every query is an image in [0, 1], d
+is its number of values, and the u_k are m random directions of length 1. The estimate is then propagated back through
+the generator. The student learns from the same t̄: L_S = L, whatever the generator's distance.
 
 Source: Truong et al. 2021, "Data-free model extraction" (DFME), whose release takes m = 1, ε = 1e-3 before a tanh, and
 1 generator step to 5 student steps on fresh images. Our defaults differ: see docs/methods/blackbox.md.
@@ -23,6 +23,7 @@ from torch import Tensor
 from datafree import losses
 from datafree.config import (
     BankSize,
+    Distance,
     Feed,
     GeneratorLr,
     GeneratorName,
@@ -42,12 +43,19 @@ from datafree.parallel import shard, world_size
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.setting import Batch, Setting, student_mode
 
+PER_SAMPLE: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "kl": losses.kl_per_sample,
+    "l1": lambda student, teacher: (student.float() - teacher).abs().mean(1),
+    "js": losses.js_per_sample,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlackBoxConfig:
     directions: Annotated[int, "random directions of a gradient's estimate; each is one more query an image"] = 1
     epsilon: Annotated[float, "length of the step in a direction, before the generator's sigmoid"] = 2e-3
     probabilities: Annotated[bool, "the teacher answers with probabilities, not with logits"] = False
+    distance: Distance = "l1"
     latent: Latent = 256
     generator: GeneratorName = "auto"
     generator_width: GeneratorWidth = None
@@ -64,7 +72,7 @@ class BlackBoxConfig:
         not_negative(self, "reset")
         positive(self, "directions", "epsilon", "latent", "generator_width", "generator_lr", "generator_steps")
         positive(self, "student_steps", "synthesis_batch", "bank")
-        choice(self, "generator", "feed", "sample_mode")
+        choice(self, "distance", "generator", "feed", "sample_mode")
 
     @property
     def output(self) -> str:
@@ -130,10 +138,10 @@ class BlackBox:
         return losses.centred_logits(self.setting.teacher(images), self.config.probabilities)
 
     def disagreement(self, raw: Tensor) -> Tensor:
-        """L of each image before its sigmoid, (N,), without gradient."""
+        """L, or another `distance`, of each image before its sigmoid, (N,), without gradient."""
         images = raw.sigmoid().contiguous(memory_format=torch.channels_last)
         student: Tensor = self.setting.student(images)
-        return (student.float() - self.answer(images)).abs().mean(1)
+        return PER_SAMPLE[self.config.distance](student, self.answer(images))
 
     def directions(self) -> list[Tensor]:
         """This process's slices of random directions, each (N, C, H, W) with rows of length 1."""

@@ -29,12 +29,14 @@ from datafree.config import (
     NormMomentum,
     Output,
     Reset,
+    SampleMode,
     StudentMode,
     StudentSteps,
     SynthesisBatch,
     Warmup,
     choice,
     not_negative,
+    part,
     positive,
     share,
 )
@@ -65,6 +67,7 @@ class BlendConfig:
     student_steps: StudentSteps = 20
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 20_000
     shapes: Annotated[float, "share of random shapes among the student's images; 0.5 where there is no batch norm"] = (
         0.0
@@ -76,8 +79,9 @@ class BlendConfig:
         not_negative(self, "adv", "bn", "first_bn", "onehot", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
-        share(self, "bn_momentum", "warmup", "shapes")
-        choice(self, "distance", "generator", "output", "student_mode")
+        share(self, "bn_momentum", "warmup")
+        part(self, "shapes")
+        choice(self, "distance", "generator", "output", "student_mode", "sample_mode")
 
 
 class Blend:
@@ -95,6 +99,11 @@ class Blend:
     }
     NEEDS_STATISTICS = "bn"
     WITHOUT_STATISTICS: Mapping[str, float] = {"shapes": 0.5, "student_steps": 60}
+
+    @staticmethod
+    def follows_prior(config: BlendConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.onehot > 0
 
     def __init__(self, setting: Setting, config: BlendConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, NoisyImaging(setting, config)

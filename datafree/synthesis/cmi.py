@@ -25,6 +25,7 @@ from datafree.config import (
     BankSize,
     Distance,
     Feed,
+    FirstNorm,
     GeneratorLr,
     GeneratorName,
     GeneratorSteps,
@@ -62,6 +63,7 @@ class CMIConfig:
     distance: Distance = "kl"
     masked: Masked = True
     bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
+    first_bn: FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the class drawn for an image"] = 0.5
     latent: Latent = 256
     latent_lr: Annotated[float | None, "Adam's rate for the latents, 0: they stay; default: the generator's"] = None
@@ -80,7 +82,7 @@ class CMIConfig:
     warmup: Warmup = 0.2
 
     def __post_init__(self) -> None:
-        not_negative(self, "contrast", "adv", "bn", "onehot", "latent_lr", "reset")
+        not_negative(self, "contrast", "adv", "bn", "first_bn", "onehot", "latent_lr", "reset")
         positive(self, "contrast_temperature", "contrast_bank", "negatives", "latent", "generator_width")
         positive(self, "generator_lr", "generator_steps", "student_steps", "synthesis_batch", "bank")
         share(self, "warmup")
@@ -120,6 +122,11 @@ class CMI:
         "official": {**_OFFICIAL, "student_steps": 2000, "warmup": 196 / 236, "bank": 60_416},
         "scratch": {**_OFFICIAL, "student_steps": 400, "warmup": 0.0, "bank": 51_200, "onehot": 1.0},
     }
+
+    @staticmethod
+    def follows_prior(config: CMIConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.onehot > 0
 
     def __init__(self, setting: Setting, config: CMIConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
@@ -167,7 +174,7 @@ class CMI:
             teacher, whole, seen = described(setting.teacher, view, statistics=config.bn > 0)
         terms = {"onehot": config.onehot * F.cross_entropy(raised(teacher), targets)}
         if seen:
-            terms["bn"] = config.bn * losses.batch_norm_statistics(seen)
+            terms["bn"] = config.bn * losses.batch_norm_statistics(seen, config.first_bn)
         if config.adv and not setting.pace.warming:
             with student_mode(setting.student, config.student_mode):
                 student = setting.student(view)

@@ -1,10 +1,11 @@
 """DeepInversion: smooth images that a teacher takes for a class, and that match what its batch norm remembers.
 
     L_x = onehot CE(t(A(x)), y) + bn Σ_l (||σ²_l - σ̂²_l|| + ||μ_l - μ̂_l||) + tv TV(A(x)) + l2 mean ||A(x)||
-          + adv (1 - JS(t/3, s/3))                                                                     [adaptive]
+          + adv (1 - D(t/3, s/3))                                                                      [adaptive]
 
 A rolls and mirrors the whole batch. The adaptive term asks for images that the student does not yet decide as the
-teacher does. There is no generator: a round optimises the pixels of one batch, and adds it to the bank.
+teacher does; D is their Jensen-Shannon divergence. There is no generator: a round optimises the pixels of one batch,
+and adds it to the bank.
 
 Source: Yin et al. 2020, "Dreaming to distill: data-free knowledge transfer via DeepInversion", eqs. 2-8. The student's
 training was never released; its settings are those of the common re-implementation. Where our defaults differ: see the
@@ -23,11 +24,15 @@ from torch.nn import functional as F
 from datafree import losses
 from datafree.config import (
     BankSize,
+    Distance,
     FirstNorm,
     Floats,
+    Masked,
+    StudentMode,
     StudentSteps,
     SynthesisBatch,
     Warmup,
+    choice,
     not_negative,
     positive,
     share,
@@ -59,6 +64,9 @@ class DeepInversionConfig:
     first_bn: FirstNorm = 1.0
     adaptive: Annotated[bool, "ask for images on which the student disagrees, once it has begun"] = True
     adv: Annotated[float, "weight of that disagreement"] = 0.2
+    distance: Distance = "js"
+    masked: Masked = False
+    student_mode: StudentMode = "eval"
     tv_l1: Annotated[float, "weight of the total variation of normalised images, as mean differences"] = 0.0
     tv_l2: Annotated[float, "weight of the total variation of normalised images, as norms over the batch"] = 1e-3
     l2: Annotated[float, "weight of the normalised images' mean norm"] = 0.0
@@ -82,6 +90,7 @@ class DeepInversionConfig:
         not_negative(self, "onehot", "bn", "first_bn", "adv", "tv_l1", "tv_l2", "l2", "patches", "jitter")
         positive(self, "pixel_steps", "pixel_lr", "student_steps", "synthesis_batch", "bank")
         share(self, "rise", "warmup")
+        choice(self, "distance", "student_mode")
         if len(self.pixel_betas) != 2 or not all(0 <= beta < 1 for beta in self.pixel_betas):
             raise ValueError(f"--pixel-betas is {self.pixel_betas}: give two numbers from 0 to below 1, such as .5,.9")
 
@@ -144,7 +153,7 @@ class DeepInversion:
         def objective(pixels: Tensor, small: bool) -> dict[str, Tensor]:
             return self.terms(self.view(pixels, small), targets)
 
-        with student_mode(setting.student, "eval"):
+        with student_mode(setting.student, self.config.student_mode):
             pixels, terms = descend(
                 noise(setting, self.batch_size, space),
                 objective,
@@ -172,8 +181,9 @@ class DeepInversion:
         if seen.statistics:
             terms["bn"] = config.bn * losses.batch_norm_statistics(seen.statistics, config.first_bn)
         if config.adaptive and config.adv and not setting.pace.warming:
-            divergence = losses.js_per_sample(setting.student(images), seen.logits, TEMPERATURE).mean()
-            terms["adv"] = config.adv * (1 - divergence)
+            student, teacher = (raised(logits) / TEMPERATURE for logits in (setting.student(images), seen.logits))
+            distance = losses.disagreement(student, teacher, config.distance, config.masked)
+            terms["adv"] = config.adv * (1 - distance)
         if self.patches:
             terms["patches"] = -self.patches * losses.patch_similarity_entropy(seen.tokens)
         whole = whole_batch(view)

@@ -24,6 +24,7 @@ from datafree.config import (
     BankSize,
     Distance,
     Feed,
+    FirstNorm,
     GeneratorLr,
     GeneratorName,
     GeneratorSteps,
@@ -65,6 +66,7 @@ class FastConfig:
     masked: Masked = True
     bn: Annotated[float, "weight of the batch-norm statistics"] = 10.0
     bn_momentum: NormMomentum = 0.9
+    first_bn: FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the class drawn for an image"] = 0.4
     latent: Latent = 256
     latent_lr: Annotated[float, "Adam's rate for the latents; 0: they stay as they are drawn"] = 0.01
@@ -84,7 +86,7 @@ class FastConfig:
     warmup: Warmup = 0.1
 
     def __post_init__(self) -> None:
-        not_negative(self, "adv", "bn", "onehot", "latent_lr", "reset")
+        not_negative(self, "adv", "bn", "first_bn", "onehot", "latent_lr", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch", "meta_lr")
         share(self, "bn_momentum", "reset_first", "warmup")
@@ -124,10 +126,15 @@ class Fast:
         "official-2": {**_OFFICIAL, "generator_steps": 2, "generator_lr": 5e-3, "latent_lr": 0.015},
     }
 
+    @staticmethod
+    def follows_prior(config: FastConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.onehot > 0
+
     def __init__(self, setting: Setting, config: FastConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
         self.store = self.imaging.store
-        self.remembered = Remembered(config.bn_momentum)
+        self.remembered = Remembered(config.bn_momentum, config.first_bn)
         self.first_renewed = False
         # θ. The generator itself is φ: one network, into which θ is copied at every call.
         self.meta = [] if config.meta == "none" else [p.detach().clone() for p in self._phi()]

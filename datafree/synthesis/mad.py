@@ -39,6 +39,7 @@ from datafree.config import (
     Warmup,
     choice,
     not_negative,
+    part,
     positive,
     share,
 )
@@ -81,7 +82,8 @@ class MADConfig:
         not_negative(self, "adv", "bn", "first_bn", "onehot", "balance", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
-        share(self, "copy_momentum", "copy_share", "bn_momentum", "warmup")
+        part(self, "copy_share")
+        share(self, "copy_momentum", "bn_momentum", "warmup")
         choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
 
 
@@ -168,6 +170,8 @@ class MAD:
         old = int(n * self.config.copy_share) // world_size() * world_size()
         if not old:
             return self.imaging.sample(n)
+        if old == n:
+            return self.past.sample(n, self._remade)
         new = self.store.sample(n - old, self.imaging.fresh).images
         return Batch(spread(new, self.past.sample(old, self._remade).images))
 

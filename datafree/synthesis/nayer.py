@@ -33,6 +33,7 @@ from datafree.config import (
     NormMomentum,
     Output,
     Reset,
+    SampleMode,
     StudentMode,
     StudentSteps,
     SynthesisBatch,
@@ -67,6 +68,7 @@ class NAYERConfig:
     student_steps: StudentSteps = 40
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 20_000
     reset: Reset = 20
     warmup: Warmup = 0.1
@@ -76,7 +78,7 @@ class NAYERConfig:
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
         share(self, "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "output", "student_mode")
+        choice(self, "distance", "generator", "output", "student_mode", "sample_mode")
 
 
 class NAYER:
@@ -111,6 +113,11 @@ class NAYER:
         }
     }
     NEEDS_STATISTICS = "bn"
+
+    @staticmethod
+    def follows_prior(config: NAYERConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.onehot > 0
 
     def __init__(self, setting: Setting, config: NAYERConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, NoisyImaging(setting, config)

@@ -63,7 +63,7 @@ class Noise:
 
     def __init__(self, setting: Setting, config: NoiseConfig) -> None:
         if config.batch_statistics and not setting.teacher.has_statistics:
-            raise ValueError("--batch-statistics: the teacher has no batch norm; leave it out")
+            raise ValueError("--batch-statistics: the teacher has no batch norm; give --no-batch-statistics")
         self.setting, self.config, self.made = setting, config, 0
         if config.batch_statistics:
             self.answer = self._unprepared

@@ -107,6 +107,13 @@ class NoisyImaging:
         images: Tensor = self.generator(shard(targets), shard(self.generator.slots(targets)))
         return images
 
+    @torch.no_grad()
+    def rendered(self, targets: Tensor) -> Tensor:
+        """The same images by the running statistics of the generator's batch norm."""
+        self.generator.eval()
+        images: Tensor = self.generator(shard(targets), shard(self.generator.slots(targets)))
+        return images
+
     def step(self, terms: Mapping[str, Tensor]) -> Tensor:
         """One Adam step on the sum of the (weighted) terms; returns the sum, ()."""
         parameters = list(self.generator.parameters())
@@ -127,7 +134,8 @@ class NoisyImaging:
             terms_of: the weighted terms of images and their classes, this process's part of the batch.
 
         Returns:
-            The terms' means over the steps, and the images of the step with the lowest loss.
+            The terms' means over the steps, and the images of the step with the lowest loss; with the sample mode
+            "eval" those of the draw after the last step, made afresh.
         """
         self.begin_round()
         targets = self.targets()
@@ -137,7 +145,9 @@ class NoisyImaging:
             terms = terms_of(images, shard(targets))
             best.offer(self.step(terms), images)
             count, sums = count + 1, add_terms(sums, terms)
-        return {name: float(value) / count for name, value in sums.items()}, best.held[0]
+        afresh = getattr(self.config, "sample_mode", "train") == "eval"
+        kept = self.rendered(targets) if afresh else best.held[0]
+        return {name: float(value) / count for name, value in sums.items()}, kept
 
     def sample(self, n: int) -> Batch:
         """This process's slice of n images for the student."""

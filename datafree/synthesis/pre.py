@@ -28,8 +28,10 @@ from datafree.config import (
     GeneratorSteps,
     GeneratorWidth,
     Latent,
+    Masked,
     Output,
     Reset,
+    SampleMode,
     StudentMode,
     StudentSteps,
     SynthesisBatch,
@@ -53,6 +55,7 @@ class PREConfig:
     activation: Annotated[float, "weight of the mean absolute feature"] = 0.1
     adv: Annotated[float, "weight of the disagreement with the student"] = 1.0
     distance: Distance = "js"
+    masked: Masked = False
     replay: Annotated[float, "share of recalled images in the student's batch"] = 1 / 9
     divergence: Annotated[float, "weight of the codes' divergence from the standard normal"] = 1e-5
     memory_lr: Annotated[float, "Adam's rate for the memory"] = 5e-4
@@ -66,6 +69,7 @@ class PREConfig:
     student_steps: StudentSteps = 10
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "train"
+    sample_mode: SampleMode = "train"
     reset: Reset = 0
 
     def __post_init__(self) -> None:
@@ -73,7 +77,7 @@ class PREConfig:
         positive(self, "memory_lr", "memory_steps", "latent", "generator_width", "generator_lr", "generator_steps")
         positive(self, "student_steps", "synthesis_batch")
         share(self, "replay")
-        choice(self, "distance", "generator", "output", "student_mode")
+        choice(self, "distance", "generator", "output", "student_mode", "sample_mode")
 
     @property
     def feed(self) -> str:
@@ -153,7 +157,7 @@ class PRE:
             with student_mode(setting.student, config.student_mode):
                 student = setting.student(images)
             # As in the release, the disagreement is followed through the student alone.
-            terms["adv"] = -config.adv * losses.disagreement(student, teacher.detach(), config.distance)
+            terms["adv"] = -config.adv * losses.disagreement(student, teacher.detach(), config.distance, config.masked)
         imaging.step(terms)
         imaging.keep(images)
         return {name: term.detach() for name, term in terms.items()}

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data import crop_and_flip, draw_crops
-from datafree.data.tensors import usual_pad
-from datafree.data.tensors import Crops
+from datafree.data.tensors import Crops, usual_pad
 from datafree.domain import Domain
 from datafree.parallel import latest, shard, world_size
 from datafree.teacher import Teacher
@@ -86,7 +85,9 @@ class Setting:
         return torch.multinomial(self.prior, n, replacement=True, generator=self.rng)
 
     def view(self, images: Tensor) -> Tensor:
-        """This process's images (N, C, H, W) cropped (padding H/8, W/8) and, where labels allow, mirrored; differentiable.
+        """This process's images (N, C, H, W), cropped after padding by an eighth and, where labels allow, mirrored.
+
+        Differentiable.
 
         Source: the views that the networks of the field's releases are shown while images are synthesized.
         """

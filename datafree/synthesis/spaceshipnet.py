@@ -25,6 +25,7 @@ from datafree import losses
 from datafree.config import (
     BankSize,
     Feed,
+    FirstNorm,
     GeneratorLr,
     GeneratorName,
     GeneratorSteps,
@@ -32,6 +33,7 @@ from datafree.config import (
     Latent,
     Output,
     Reset,
+    SampleMode,
     StudentSteps,
     SynthesisBatch,
     Warmup,
@@ -53,6 +55,7 @@ class SpaceshipNetConfig:
     mix: Annotated[float, "probability that an image has half of its channels, at some depth, from another one"] = 0.7
     copies: Annotated[int, "times a call's batch is rendered with such mixing; 0: the batch itself, once"] = 4
     bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
+    first_bn: FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the class drawn for an image"] = 0.5
     latent: Latent = 256
     generator: GeneratorName = "auto"
@@ -63,16 +66,17 @@ class SpaceshipNetConfig:
     student_steps: StudentSteps = 80
     synthesis_batch: SynthesisBatch = None
     feed: Feed = "bank"
+    sample_mode: SampleMode = "train"
     bank: BankSize = 20_000
     reset: Reset = 20
     warmup: Warmup = 0.1
 
     def __post_init__(self) -> None:
-        not_negative(self, "mix", "copies", "bn", "onehot", "reset")
+        not_negative(self, "mix", "copies", "bn", "first_bn", "onehot", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
         share(self, "warmup")
-        choice(self, "generator", "output", "feed")
+        choice(self, "generator", "output", "feed", "sample_mode")
         if self.mix > 1:
             raise ValueError(f"--mix is {self.mix}: give a probability, from 0 to 1")
 
@@ -101,6 +105,7 @@ class SpaceshipNet:
             "student_steps": 2000,
             "synthesis_batch": 256,
             "copies": 4,
+            "sample_mode": "eval",
             "bank": 204_800,
             "reset": 0,
             "warmup": 0.0,
@@ -110,6 +115,11 @@ class SpaceshipNet:
             "weight_decay": 1e-4,
         }
     }
+
+    @staticmethod
+    def follows_prior(config: SpaceshipNetConfig) -> bool:
+        """Whether the images come in the classes' shares."""
+        return config.onehot > 0
 
     def __init__(self, setting: Setting, config: SpaceshipNetConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
@@ -128,14 +138,16 @@ class SpaceshipNet:
             teacher, _, seen = setting.teacher.look(setting.view(images), statistics=config.bn > 0)
             terms = {"onehot": config.onehot * F.cross_entropy(raised(teacher), targets)}
             if seen:
-                terms["bn"] = config.bn * losses.batch_norm_statistics(seen)
+                terms["bn"] = config.bn * losses.batch_norm_statistics(seen, config.first_bn)
             best.offer(latents.backward(terms), images)
             latents.step()
             total = {name: total.get(name, 0.0) + term.detach() for name, term in terms.items()}
             steps += 1
-        if not config.copies:
+        # With "last" the student sees one batch, with "fresh" those that it asks for.
+        copies = {"bank": config.copies, "last": min(config.copies, 1), "fresh": 0}[config.feed]
+        if not copies:
             imaging.keep(best.held[0])
-        for _ in range(config.copies):
+        for _ in setting.pace.inner(copies):
             imaging.keep(self._render(latents.values))
         return {name: float(value) / steps for name, value in total.items()}
 
@@ -143,7 +155,7 @@ class SpaceshipNet:
     def _render(self, latents: Tensor) -> Tensor:
         """The latents' images (N, C, H, W), mixed at a depth that is drawn."""
         setting = self.setting
-        generator = cast(Generator, self.imaging.generator.train())
+        generator = cast(Generator, self.imaging.generator.train(self.config.sample_mode == "train"))
         depths: list[nn.Module] = [*generator.blocks, generator.to_image]
         depth = int(torch.randint(len(depths), (1,), generator=setting.rng, device=setting.device))
         with changing_inputs(depths[depth], self._mixed):
@@ -165,7 +177,11 @@ class SpaceshipNet:
         return self.store.made
 
     def sample(self, n: int) -> Batch:
-        return self.store.sample(n, lambda count: self._render(self.imaging.latents(count)))
+        return self.store.sample(n, self._fresh)
+
+    def _fresh(self, n: int) -> Tensor:
+        """This process's slice of n new images, mixed unless there are no copies."""
+        return self._render(self.imaging.latents(n)) if self.config.copies else self.imaging.fresh(n)
 
     def state_dict(self) -> dict[str, Any]:
         return self.imaging.state_dict()

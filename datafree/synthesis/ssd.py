@@ -42,6 +42,7 @@ from datafree.config import (
     Warmup,
     choice,
     not_negative,
+    part,
     positive,
     share,
 )
@@ -91,7 +92,8 @@ class SSDConfig:
         not_negative(self, "priority", "adv", "bn", "first_bn", "onehot", "balance", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
-        share(self, "correction", "diversity", "bn_momentum", "warmup")
+        part(self, "correction")
+        share(self, "diversity", "bn_momentum", "warmup")
         choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode", "eviction")
 
 

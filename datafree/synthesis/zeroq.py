@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from datafree import losses
-from datafree.config import BankSize, StudentSteps, SynthesisBatch, Warmup, not_negative, positive, share
+from datafree.config import BankSize, FirstNorm, StudentSteps, SynthesisBatch, Warmup, not_negative, positive, share
 from datafree.domain import Domain
 from datafree.losses import Statistics
 from datafree.parallel import channel_statistics, gather
@@ -32,6 +32,7 @@ from datafree.teacher import Teacher
 @dataclass(frozen=True, kw_only=True)
 class ZeroQConfig:
     bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
+    first_bn: FirstNorm = 1.0
     input: Annotated[float, "weight of the images' own mean and spread"] = 1.0
     patches: Annotated[
         float | None, "weight of the entropy of patch similarities; default: 1 for a vision transformer, else 0"
@@ -45,7 +46,7 @@ class ZeroQConfig:
     warmup: Warmup = 0.1
 
     def __post_init__(self) -> None:
-        not_negative(self, "bn", "input", "patches")
+        not_negative(self, "bn", "first_bn", "input", "patches")
         positive(self, "pixel_steps", "pixel_lr", "student_steps", "synthesis_batch", "bank")
         share(self, "rise", "warmup")
 
@@ -98,7 +99,8 @@ class ZeroQ:
         wanted = Statistics(mean, var, torch.zeros_like(mean), torch.ones_like(var))
         terms = {"input": config.input * losses.squared_moments([wanted])}
         if seen.statistics:
-            terms["bn"] = config.bn * losses.squared_moments(seen.statistics)
+            first, *others = [losses.squared_moments([layer]) for layer in seen.statistics]
+            terms["bn"] = config.bn * torch.stack([config.first_bn * first, *others]).sum()
         if self.patches:
             terms["patches"] = -self.patches * losses.patch_similarity_entropy(seen.tokens)
         return terms

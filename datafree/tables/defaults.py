@@ -44,15 +44,39 @@ def defaults_of(job: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if job in SPECS:
         spec = SPECS[job](str(options["method"]))
         configs.append(light_config(spec))
-        module, _, name = spec.partition(":")
-        found = importlib.util.find_spec(module)
-        assert found is not None and found.origin is not None
-        body = _tree(Path(found.origin)).body
-        held = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == name)
-        constants |= _constants(held.body, CLASS_DEFAULTS)
+        constants |= _constants(_class(spec), CLASS_DEFAULTS)
     fields = (field for config in configs for field in dataclasses.fields(config))
     plain = {f.name: f.default for f in fields if f.name not in (*options, *WITHOUT_EFFECT)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()} | constants
+
+
+@functools.cache
+def presets_of(job: str, method: str) -> tuple[str, ...]:
+    """The names of the method's published settings."""
+    return _keys(_class(SPECS[job](method)), "PRESETS")
+
+
+@functools.cache
+def protocols() -> tuple[str, ...]:
+    """The names of the ways to judge a condensed set."""
+    return _keys(_tree(JOBS_FOLDER.parent / "evaluation" / "protocols.py").body, "PROTOCOLS")
+
+
+def _class(spec: str) -> list[ast.stmt]:
+    """What stands in the class of "module:Class"."""
+    module, _, name = spec.partition(":")
+    found = importlib.util.find_spec(module)
+    assert found is not None and found.origin is not None
+    body = _tree(Path(found.origin)).body
+    return next(node.body for node in body if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+def _keys(body: Iterable[ast.stmt], name: str) -> tuple[str, ...]:
+    """Of the literal dict with this name; none where there is no such."""
+    text = _constants(body, (name,)).get(name, "{}")
+    held = ast.parse(text, mode="eval").body
+    assert isinstance(held, ast.Dict)
+    return tuple(key.value for key in held.keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
 
 
 def _constants(body: Iterable[ast.stmt], names: Iterable[str]) -> dict[str, str]:

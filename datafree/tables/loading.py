@@ -10,7 +10,7 @@
     [published.GROUP.ROW]                     value, spread, source, tolerance (points)
 
 Whatever is misspelt or impossible is an error that names the file and the line. Only when a cell is run is seen what
-needs torch (presets, protocols, networks of torchvision and timm) and what lies elsewhere (files, FILE.py:FUNCTION).
+needs torch (networks of torchvision and timm) and what lies elsewhere (GPUs, files, FILE.py:FUNCTION).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from datafree import condensation, synthesis
 from datafree.config import PretrainConfig, fields_of, light_config, replace
 from datafree.data.sources import split_name
 from datafree.models import model_names
-from datafree.tables.defaults import JOBS, SPECS
-from datafree.tables.kinds import KEYS, SECTION, TYPES, Kind
+from datafree.tables.defaults import JOBS, SPECS, presets_of, protocols
+from datafree.tables.kinds import DEVICE, KEYS, SECTION, TYPES, Kind
+from datafree.tables.results import line_of
 from datafree.tables.specs import EVALUATION, LENGTHS, Cell, Published, Table, find_tables
 
 METHODS: dict[str, Any] = {"train": synthesis.METHODS, "condense": condensation.METHODS}
@@ -62,31 +63,39 @@ class Reader:
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
+            raise ValueError(f"{path}:{line_of(error)}: not UTF-8 ({error}): save it as UTF-8") from error
         try:
             self.content: dict[str, Any] = toml.loads(self.text)
         except ValueError as error:
             line = re.search(r"line (\d+)", str(error))
             raise ValueError(f"{path}:{line[1] if line else 1}: no valid TOML: {error}") from error
+        self.begun = tuple(self._lines())
 
     def line(self, *keys: str) -> int:
         """Where a key stands, or the nearest section above it that does. Lines count from 1."""
         for depth in range(len(keys), 0, -1):
-            for number, header, key in self._lines():
-                if (*header, *([key] if key else [])) == keys[:depth]:
-                    return number
+            begun = [(number, held) for number, held in self.begun if held[:depth] == keys[:depth]]
+            whole = [number for number, held in begun if len(held) == depth]
+            if begun:
+                return whole[0] if whole else begun[0][0]
         return 1
 
-    def _lines(self) -> Iterator[tuple[int, tuple[str, ...], str | None]]:
+    def _lines(self) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Number and keys of the lines that begin a section or a value; not of what a longer text quotes."""
         header: tuple[str, ...] = ()
+        text = ""  # the marks that end it, within one
         for number, raw in enumerate(self.text.splitlines(), 1):
             line = raw.strip()
+            if text:
+                text = "" if text in line else text
+                continue
             if match := re.match(r"\[+([^\]]+)\]+", line):
                 header = _dotted(match[1])
-                yield number, header, None
+                yield number, header
             elif match := re.match(r"([\w.\"'@/-]+)\s*=", line):
-                *more, last = _dotted(match[1])
-                yield number, (*header, *more), last
+                yield number, (*header, *_dotted(match[1]))
+                begun = re.search(r"\"{3}|'{3}", line)
+                text = begun[0] if begun and line.count(begun[0]) == 1 else ""
 
     def fail(self, message: str, *keys: str) -> ValueError:
         return ValueError(f"{self.path}:{self.line(*keys)}: {message}")
@@ -169,6 +178,14 @@ class Reader:
         self.check_keys(held, "evaluation", *where)
         for arch in held.get("archs", ()):
             self._check_network(arch, AUTO, *where, "archs")
+        self._check_name("protocol", held.get("protocol"), protocols(), *where, "protocol")
+
+    def _check_name(self, what: str, name: str | None, known: Sequence[str], *where: str) -> None:
+        """None: there is nothing to check."""
+        if name is not None and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            others = f"take one of {', '.join(known)}" if known else "there is none"
+            raise self.fail(f"unknown {what} {name!r}: {f'did you mean {near[0]}?' if near else others}", *where)
 
     def _check_network(self, name: str, besides: tuple[str, ...], *where: str) -> None:
         """Names with a colon are torchvision's, timm's and those of files: torch alone knows whether they exist."""
@@ -179,7 +196,7 @@ class Reader:
             raise self.fail(f"unknown network {name!r}: {hint}", *where)
 
     def _check_crossings(self) -> None:
-        """Cells and published figures are of groups and rows that exist; figures name their source."""
+        """Cells and published figures are of rows that their groups have; figures name their source."""
         groups, rows = self.section("groups"), self.section("rows")
         for kind in ("cells", "published"):
             for group, held in self.section(kind).items():
@@ -189,12 +206,17 @@ class Reader:
                 for row, entry in held.items():
                     if row not in rows:
                         raise self.fail(f"{kind}: unknown row {row!r}: take one of {', '.join(rows)}", kind, group, row)
+                    if not self._crosses(group, row):
+                        raise self.fail(
+                            f"{kind}: group {group!r} has no row {row!r}: its rows, or the row's groups, leave it out",
+                            kind, group, row,
+                        )  # fmt: skip
                     self.check(entry, SECTION, kind, group, row)
                     if kind == "published":
                         self.check_keys(entry, "published", kind, group, row)
                         if "value" not in entry:
                             raise self.fail(f"published {group}.{row} has no value in per cent", kind, group, row)
-                        if not entry.get("source"):
+                        if "source" not in entry:
                             raise self.fail(
                                 f"published {group}.{row} has no source: name the paper and table", kind, group, row
                             )
@@ -205,12 +227,23 @@ class Reader:
                         raise self.fail(
                             f"{kind}.{name}: unknown name {each!r}: take one of {', '.join(other)}", kind, name
                         )
+                    if not self._crosses(*((name, each) if kind == "groups" else (each, name))):
+                        own, its = ("rows", "groups") if kind == "groups" else ("groups", "rows")
+                        raise self.fail(
+                            f"{kind}.{name}.{own} has {each!r}, whose own {its} leave {name!r} out: "
+                            f"add it there, or take {each!r} out", kind, name, own,
+                        )  # fmt: skip
+
+    def _crosses(self, group: str, row: str) -> bool:
+        """Whether the table has a cell of these."""
+        groups, rows = self.section("groups"), self.section("rows")
+        return row in groups[group].get("rows", rows) and group in rows[row].get("groups", groups)
 
     def _cells(self) -> Iterator[Cell]:
         everywhere = self.content.get("budgets", [None])
         for group, of in self.section("groups").items():
             for row, held in self.section("rows").items():
-                if row not in of.get("rows", self.section("rows")) or group not in held.get("groups", [group]):
+                if not self._crosses(group, row):
                     continue
                 budgets = held.get("budgets", of.get("budgets", everywhere))
                 for budget in budgets:
@@ -235,10 +268,10 @@ class Reader:
         if budget is not None and not set(LENGTHS) & (set(over) | set(held.get("options", {}))):
             options = {k: v for k, v in options.items() if k not in LENGTHS} | {"budget": budget}
         if job in METHODS and "method" not in options:
-            options["method"] = self._method(job, row, options)
+            options["method"] = self._method(job, group, row, options)
         if job == "pretrain" and "student" in options:
             options["arch"] = options.pop("student")
-        options = self._checked(job, options, layers, row)
+        options = self._checked(job, options, layers, group, row)
         teacher = of.get("teacher")
         if teacher is not None and teacher not in self.section("teachers"):
             raise self.fail(f"unknown teacher {teacher!r}: give [teachers.{teacher}]", "groups", group, "teacher")
@@ -275,7 +308,7 @@ class Reader:
             line=self.line("rows", row),
         )
 
-    def _method(self, job: str, row: str, options: Mapping[str, Any]) -> str:
+    def _method(self, job: str, group: str, row: str, options: Mapping[str, Any]) -> str:
         """Of a row whose options name none."""
         if row in METHODS[job]:
             return row
@@ -284,11 +317,20 @@ class Reader:
         near = difflib.get_close_matches(row, METHODS[job], 3, 0.5)
         hint = f"did you mean {' or '.join(near)}? Else name" if near else "name"
         raise self.fail(
-            f"rows.{row}: {row!r} is no method of {job}: {hint} its method: options = {{ method = ... }}", "rows", row
-        )
+            f"rows.{row}: {row!r} is no method of {job}: {hint} its method: options = {{ method = ... }}"
+            f"{self._meant(group, row)}",
+            "rows", row,
+        )  # fmt: skip
+
+    def _meant(self, group: str, row: str) -> str:
+        """How a message ends on a row that may have met a group of another job unawares."""
+        groups = self.section("groups")
+        if len({of.get("job", "train") for of in groups.values()}) == 1 or "groups" in self.section("rows")[row]:
+            return ""
+        return f" (in groups.{group}: keep the row out of it by groups = [...])"
 
     def _checked(
-        self, job: str, options: dict[str, Any], layers: dict[tuple[str, ...], dict[str, Any]], row: str
+        self, job: str, options: dict[str, Any], layers: dict[tuple[str, ...], dict[str, Any]], group: str, row: str
     ) -> dict[str, Any]:
         """The options, each known to the job or to its method, with values that these accept; lists as tuples."""
 
@@ -303,18 +345,19 @@ class Reader:
             try:
                 own = light_config(SPECS[job](str(options["method"])))
             except ValueError as error:
-                raise self.fail(str(error), *place("method")) from error
+                raise self.fail(f"{error}{self._meant(group, row)}", *place("method")) from error
         common = {f.name for f in fields_of(JOBS[job])}
         known = common | ({f.name for f in fields_of(own)} if own else set())
         for name in [n for n in options if n not in known]:
             if job == "pretrain" and any(name in {f.name for f in fields_of(each)} for each in JOBS.values()):
                 del options[name]  # a baseline stands in groups whose options are the methods'
                 continue
-            raise self.fail(
-                f"unknown option {name!r} of {job}" + (f" --method {options['method']}" if own else ""), *place(name)
-            )
+            of = f"{job} --method {options['method']}" if own else job
+            raise self.fail(f"unknown option {name!r} of {of}{self._meant(group, row)}", *place(name))
         if "seed" in options:
             raise self.fail("seed is no option: seeds are counted from 0", *place("seed"))
+        if "download" in options:
+            raise self.fail("download is no option of a table: give reproduce --download", *place("download"))
         self._check_values(job, own, options, place)
         return options
 
@@ -337,6 +380,11 @@ class Reader:
         except (ValueError, TypeError) as error:
             name = next((n for n in options if f"--{n.replace('_', '-')}" in str(error)), "method")
             raise self.fail(str(error), *place(name)) from error
+        if "device" in options:
+            self.check(options["device"], DEVICE, *place("device"))
+        if "preset" in options:
+            method = str(options["method"])
+            self._check_name(f"preset of {method}", options["preset"], presets_of(job, method), *place("preset"))
         for name in NETWORKS[job]:
             if name in options:
                 self._check_network(options[name], AUTO if job == "condense" else (), *place(name))

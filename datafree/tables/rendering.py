@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datafree.models import ALIASES
-from datafree.tables.results import TableResult, current
+from datafree.tables.results import TableResult, current, is_of_today
 from datafree.tables.specs import Cell, Table
 
 NOTHING = "–"
@@ -212,9 +212,9 @@ def _rate(seconds: tuple[str, ...], count: str, *, less: str = "") -> Shown:
 
     def show(results: list[dict[str, Any]]) -> str:
         values = [
-            1000 * (sum(each[name] for name in seconds) - each.get(less, 0.0)) / each[count]
+            1000 * (sum(each[name] for name in seconds) - (each.get(less) or 0.0)) / each[count]
             for each in results
-            if each.get(count)
+            if each.get(count) and all(each.get(name) is not None for name in seconds)
         ]
         return f"{statistics.mean(values):.3g} ms" if values else ""
 
@@ -242,7 +242,10 @@ SPEED: Columns = {
 
 
 def _matrix(table: Table, found: dict[str, list[TableResult]], page: Path) -> list[str]:
-    """Rows are methods, columns are groups; a cell is what was measured, then in brackets what was published."""
+    """Rows are methods, columns are groups; a cell is what was measured, then in brackets what was published.
+
+    What has no place in a cell stands below: the cost, the runs of every seed, and why a run has failed.
+    """
     rows = list(dict.fromkeys(cell.row for cell in table.cells))
     groups = [group for group in table.groups if any(cell.group == group for cell in table.cells)]
     titles = {cell.row: cell.title for cell in table.cells}
@@ -256,18 +259,70 @@ def _matrix(table: Table, found: dict[str, list[TableResult]], page: Path) -> li
             cells = [cell for cell in table.cells if (cell.group, cell.row) == (group, row)]
             shown.append("; ".join(_brief(cell, found[cell.name], page) for cell in cells) or NOTHING)
         lines.append(f"| {in_cell(titles[row])} | " + " | ".join(shown) + " |")
-    quoted = any(cell.published for cell in table.cells)
-    return [*lines, "", *(["In brackets: as published.", ""] if quoted else [])]
+    lines.append("")
+    if any(cell.published for cell in table.cells):
+        measured = any(result.done for cell in table.cells if cell.published for result in found[cell.name])
+        less = f"; what was measured less that, in points. {_mark(table)}" if measured else "."
+        lines += [f"In brackets: as published{less}", ""]
+    return [*lines, _costs(table), "", *_runs(table, found, page), *_failures(table, found)]
 
 
 def _brief(cell: Cell, results: list[TableResult], page: Path) -> str:
     done = [result.content for result in results if result.done]
+    failed = len(results) - len(done)
     if done:
         target = next(result for result in results if result.done)
-        text = f"**[{accuracy(cell, done)}]({link(target.path, page)})**"
+        text = f"**[{accuracy(cell, done)}]({link(target.path, page)})**" + (f"; {failed} failed" if failed else "")
     else:
         text = "failed" if results else "not run"
-    return text + (f" ({cell.published})" if cell.published else "")
+    aside = [str(cell.published), *([difference(cell, done)] if done else [])] if cell.published else []
+    return text + (f" ({'; '.join(aside)})" if aside else "")
+
+
+def _costs(table: Table) -> str:
+    """The cost that most cells have is said of all others."""
+    cells: dict[str, list[Cell]] = {}
+    for cell in table.cells:
+        cells.setdefault(cell.cost, []).append(cell)
+    most = max(cells, key=lambda cost: len(cells[cost]))
+    if len(cells) == 1:
+        return f"Cost of a cell: {most}."
+    parts = []
+    for cost, of in cells.items():
+        titles: dict[str, list[str]] = {}
+        for cell in of if cost != most else ():
+            titles.setdefault(table.groups[cell.group], []).append(_named(cell))
+        parts += [f"{cost} for {', '.join(dict.fromkeys(names))} at {group}" for group, names in titles.items()]
+    return f"Cost of a cell: {'; '.join(parts)}; {most} for all others."
+
+
+def _named(cell: Cell) -> str:
+    """By its title, and its length where the table has several."""
+    _, at, budget = cell.name.rpartition("@")
+    return f"{cell.title}, {budget}" if at else cell.title
+
+
+def _runs(table: Table, found: dict[str, list[TableResult]], page: Path) -> list[str]:
+    """A line a group: each cell that was run, its length, the seconds it took, and the files of its seeds."""
+    lines = []
+    for group, title in table.groups.items():
+        parts = []
+        for cell in (cell for cell in table.cells if cell.group == group and found[cell.name]):
+            done = [result.content["seconds"] for result in found[cell.name] if result.done]
+            facts = [length(cell), f"{statistics.mean(done):,.0f} s" if done else ""]
+            text = f"{cell.title} ({', '.join(filter(None, facts))})" if any(facts) else cell.title
+            parts.append(" ".join([text, *(f"[{r.seed}]({link(r.path, page)})" for r in found[cell.name])]))
+        lines += [f"* {title}: {'; '.join(parts)}"] if parts else []
+    return ["Runs, by seed; seconds are their mean:", "", *lines, ""] if lines else []
+
+
+def _failures(table: Table, found: dict[str, list[TableResult]]) -> list[str]:
+    failed = [(cell, result) for cell in table.cells for result in found[cell.name] if not result.done]
+    lines = [
+        f"* {_named(cell)} at {table.groups[cell.group]}, seed {result.seed}: {in_cell(str(result.content['error']))}"
+        for cell, result in failed
+    ]
+    return ["Failed:", "", *lines, ""] if lines else []
 
 
 def _footnotes(table: Table, superseded: list[TableResult], page: Path) -> list[str]:
@@ -278,9 +333,14 @@ def _footnotes(table: Table, superseded: list[TableResult], page: Path) -> list[
     if table.layout == "matrix":
         sources = dict.fromkeys(cell.published.source for cell in table.cells if cell.published)
         lines += [f"Published: {'; '.join(sources)}.", ""] if sources else []
-    if superseded:
-        each = ", ".join(f"[{r.cell}, seed {r.seed}]({link(r.path, page)}) {_figure(r)}" for r in superseded)
-        lines += [f"Superseded, made by another spec or with other defaults: {each}.", ""]
+    copies = [result for result in superseded if is_of_today(table, result)]
+    old = [result for result in superseded if not is_of_today(table, result)]
+    for what, results in (
+        ("Superseded, made by another spec or with other defaults", old),
+        ("Not counted, of a seed that has another file", copies),
+    ):
+        each = ", ".join(f"[{r.cell}, seed {r.seed}]({link(r.path, page)}) {_figure(r)}" for r in results)
+        lines += [f"{what}: {each}.", ""] if results else []
     return lines
 
 
@@ -292,6 +352,8 @@ def _mark(table: Table) -> str:
 
 
 def _figure(result: TableResult) -> str:
-    held = result.content["scores"] or result.content["result"] or {}
+    if not result.done:
+        return "failed"
+    held = result.content["scores"] or result.content["result"]
     found = [held[name] for name in ("accuracy_mean", "student_accuracy", "accuracy") if held.get(name) is not None]
-    return f"{100 * found[0]:.2f}" if found else "failed"
+    return f"{100 * found[0]:.2f}"

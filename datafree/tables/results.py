@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,39 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from datafree.tables.defaults import changed, defaults_of
-from datafree.tables.specs import Cell, Table
+from datafree.tables.schema import SCHEMA, problems, run_problems
+from datafree.tables.specs import Cell, Table, file_name
 
-SCHEMA = 1
 WORK = "runs"  # in a table's folder of results: unfinished runs, and with --keep finished ones
-# Key -> type; what a result file holds, neither more nor less. The first results have no "defaults".
-KEYS: dict[str, Any] = {
-    "schema": int,
-    "table": str,
-    "cell": str,
-    "seed": int,
-    "hash": str,
-    "spec": dict,
-    "defaults": dict | None,
-    "status": str,
-    "error": str | None,
-    "seconds": float | int,
-    "result": dict | None,
-    "scores": dict | None,
-    "curve": list,
-    "run": dict | None,
-}
-# The numbers that the pages read of a finished result, and of its scores, by job.
-NEEDS = {
-    "train": ("student_accuracy", "steps", "images", "total_seconds"),
-    "pretrain": ("accuracy", "steps", "total_seconds"),
-    "condense": ("steps", "decoded_images", "preparation_seconds"),
-}
-SCORES = {"condense": ("accuracy_mean", "accuracy_std", "networks", "seconds")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableResult:
-    """A result file's content; `superseded` where its spec is not the table's any more."""
+    """A result file's content, which keeps to the schema; its hash and its name are those of its spec."""
 
     path: Path
     cell: str
@@ -117,58 +92,45 @@ def _file_names(text: str) -> str:
     return _FOLDERS.sub("", text)
 
 
-def lacking(job: str, result: Mapping[str, Any] | None, scores: Mapping[str, Any] | None) -> tuple[str, str] | None:
-    """("result" or "scores", name) of the first number that the pages show and a finished run does not give, if any."""
-    for part, held, names in (("result", result, NEEDS), ("scores", scores, SCORES)):
-        for name in names.get(job, ()):
-            value = (held or {}).get(name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                return part, name
-    return None
+def lacking(job: str, result: Mapping[str, Any] | None, scores: Mapping[str, Any] | None) -> str | None:
+    """The first thing that keeps a run from being finished, in words: a number that is not there or makes no sense."""
+    return next((words for _, words in run_problems(job, result, scores)), None)
 
 
-def read_result(path: Path) -> TableResult:
-    """One result file.
+AGAIN = "remove the file and run the cell again"
+
+
+def read_result(path: Path, table: str | None = None) -> TableResult:
+    """One result file; `table`: that it has to be of.
 
     Raises:
         FileNotFoundError: it is not there (any more).
-        ValueError: it is malformed; names the file and the line.
+        ValueError: it is malformed, or its hash or name is not that of its spec; names the file and the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}): move it elsewhere") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:1: not UTF-8 ({error}): remove the file and run the cell again") from error
+        raise ValueError(f"{path}:{line_of(error)}: not UTF-8 ({error}): {AGAIN}") from error
     try:
         content = json.loads(text)
     except ValueError as error:
-        line = getattr(error, "lineno", 1)
-        raise ValueError(f"{path}:{line}: no valid JSON ({error}): remove the file and run the cell again") from error
-
-    def fail(message: str, key: str = "") -> ValueError:
-        at = next((n for n, line in enumerate(text.splitlines(), 1) if key and f'"{key}"' in line), 1)
-        return ValueError(f"{path}:{at}: {message}: remove the file and run the cell again")
-
+        raise ValueError(f"{path}:{getattr(error, 'lineno', 1)}: no valid JSON ({error}): {AGAIN}") from error
     if not isinstance(content, dict):
-        raise fail("a result is one JSON object")
-    for key in content:
-        if key not in KEYS:
-            raise fail(f"unknown key {key!r}", key)
+        raise ValueError(f"{path}:1: a result is one JSON object: {AGAIN}")
     content.setdefault("defaults", None)
-    for key, kind in KEYS.items():
-        if key not in content:
-            raise fail(f"no {key!r}")
-        if not isinstance(content[key], kind) or isinstance(content[key], bool):
-            raise fail(f"{key!r} is {content[key]!r}", key)
-    if content["schema"] != SCHEMA:
-        raise fail(f"schema {content['schema']}, this version reads {SCHEMA}", "schema")
-    if content["status"] not in ("done", "failed"):
-        raise fail(f"status {content['status']!r}: done or failed", "status")
-    if (content["status"] == "failed") != (content["error"] is not None):
-        raise fail("a failed result has an error, and a finished one has none", "error")
-    if content["status"] == "done":
-        missing = lacking(str(content["spec"].get("job")), content["result"], content["scores"])
-        if missing is not None:
-            raise fail(f"no number {missing[1]!r} in its {missing[0]}", missing[0])
+    keys, wrong = next(problems(content), ((), ""))
+    if not wrong and table not in (None, content["table"]):
+        keys, wrong = ("table",), f"a result of the table {content['table']!r} among those of {table!r}"
+    if not wrong:
+        name = file_name(content["cell"], content["seed"], content["hash"])
+        if _OLD.sub("", path.stem) != name.removesuffix(".json"):
+            keys, wrong = ("cell",), f"its cell, seed and hash make the name {name}"
+    if wrong:
+        raise ValueError(f"{path}:{_line(text, keys)}: {wrong}: {AGAIN}")
     return TableResult(
         path=path,
         cell=content["cell"],
@@ -179,30 +141,57 @@ def read_result(path: Path) -> TableResult:
     )
 
 
-def read_results(folder: Path) -> list[TableResult]:
-    """All result files of a table's folder, by name; none where there is no folder."""
+_OLD = re.compile(r"-old(\d+)$")
+
+
+def _old(path: Path) -> int:
+    """N of CELL-oldN.json, a result that has made room for another; 0: of CELL.json."""
+    match = _OLD.search(path.stem)
+    return int(match[1]) if match else 0
+
+
+def line_of(error: UnicodeDecodeError) -> int:
+    """Where a text ceases to be UTF-8; counts from 1."""
+    return 1 + error.object[: error.start].count(b"\n")
+
+
+def _line(text: str, keys: Iterable[str]) -> int:
+    """Of a key within others, or of the innermost of them that is there."""
+    lines, at = text.splitlines(), 0
+    for key in keys:
+        at = next((n for n in range(at, len(lines)) if f"{json.dumps(key)}:" in lines[n]), at)
+    return at + 1
+
+
+def read_results(folder: Path, table: str | None = None) -> list[TableResult]:
+    """All result files of a table's folder, by name; none where there is no folder. Raises as `read_result`."""
     results = []
     for path in sorted(folder.glob("*.json")):
         with contextlib.suppress(FileNotFoundError):  # another process may take one away meanwhile, to run it again
-            results.append(read_result(path))
+            results.append(read_result(path, table))
     return results
 
 
 def current(table: Table, results: Iterable[TableResult]) -> tuple[dict[str, list[TableResult]], list[TableResult]]:
-    """Results by the cell they are of, seeds in order; and those that the table would not give any more.
+    """Results by the cell they are of, seeds in order, one each; and all others.
 
-    That is those with another spec, and those made with other defaults.
+    That is those with another spec, those made with other defaults, and copies of one that counts: of two files of a
+    cell and seed the one without -oldN in its name.
     """
-    cells = {cell.name: cell for cell in table.cells}
-    found: dict[str, list[TableResult]] = {name: [] for name in cells}
-    superseded = []
-    for result in sorted(results, key=lambda each: each.seed):
-        cell = cells.get(result.cell)
-        if cell is not None and cell.digest(result.seed) == result.digest and not outdated(cell, result):
+    found: dict[str, list[TableResult]] = {cell.name: [] for cell in table.cells}
+    others = []
+    for result in sorted(results, key=lambda each: (each.seed, _old(each.path))):
+        if is_of_today(table, result) and result.seed not in {each.seed for each in found[result.cell]}:
             found[result.cell].append(result)
         else:
-            superseded.append(result)
-    return found, superseded
+            others.append(result)
+    return found, others
+
+
+def is_of_today(table: Table, result: TableResult) -> bool:
+    """Whether the table would give this result now: its spec and its defaults are today's."""
+    cell = next((cell for cell in table.cells if cell.name == result.cell), None)
+    return cell is not None and cell.digest(result.seed) == result.digest and not outdated(cell, result)
 
 
 def outdated(cell: Cell, result: TableResult) -> dict[str, tuple[Any, Any]]:

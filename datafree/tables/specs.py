@@ -78,13 +78,11 @@ class Cell:
 
     def digest(self, seed: int) -> str:
         """The hash of `spec`: 16 hexadecimal digits."""
-        text = json.dumps(self.spec(seed), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of(self.spec(seed))
 
     def file_name(self, seed: int) -> str:
         """Of its result: readable, and one for each hash."""
-        plain = re.sub(r"[^\w.-]+", "-", self.name)
-        return f"{plain}-{seed}-{self.digest(seed)[:8]}.json"
+        return file_name(self.name, seed, self.digest(seed))
 
     @property
     def threads(self) -> int:
@@ -107,6 +105,17 @@ class Table:
     order: int = 99
     layout: str = "rows"
     seeds: int = 1
+
+
+def digest_of(spec: Mapping[str, Any]) -> str:
+    """The hash of what decides a result: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_name(cell: str, seed: int, digest: str) -> str:
+    """Of a result of the cell with that name."""
+    plain = re.sub(r"[^\w.-]+", "-", cell)
+    return f"{plain}-{seed}-{digest[:8]}.json"
 
 
 def with_budget(cell: Cell, budget: str) -> Cell:

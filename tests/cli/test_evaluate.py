@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,18 @@ def test_a_set_says_its_own_normalisation(
 
 
 def test_space_is_for_sets(cli: Cli) -> None:
+    Path("run").mkdir()
     answer = cli("evaluate", "run", "--space", "pixel")
     assert answer.status == 2
     assert "run is no condensed set, and --space is for sets: leave it out" in answer.err
+
+
+def test_nothing_is_neither_a_set_nor_a_student(cli: Cli) -> None:
+    answer = cli("evaluate", "nowhere", "--protocol", "vico")
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err.startswith("error: there is nothing at nowhere: name a condensed set")
+    assert len(answer.err.splitlines()) == 1
+    assert "torchvision:resnet18 is no condensed set" in cli("evaluate", "torchvision:resnet18", "--seed", 1).err
 
 
 @pytest.mark.parametrize(
@@ -108,7 +118,8 @@ def test_what_describes_a_teacher_needs_one(
 def test_a_teacher_is_for_protocols_that_ask_it(cli: Cli, a_set: str, teacher: Path, rates: list[float | None]) -> None:
     answer = cli("evaluate", a_set, "--teacher", teacher, "--protocol", "vico")
     assert (answer.status, answer.out) == (2, "")
-    assert answer.err == "error: protocol vico trains on the set's own labels: leave --teacher out\n"
+    said = "trains on the set's own labels: leave --teacher out, or give --set-labels teacher"
+    assert answer.err == f"error: protocol vico {said}\n"
     assert not rates
 
 
@@ -116,6 +127,59 @@ def test_a_protocol_of_a_teachers_labels_names_the_flag(cli: Cli, a_set: str) ->
     answer = cli("evaluate", a_set, "--protocol", "rded", "--seeds", 1)
     assert (answer.status, answer.out) == (2, "")
     assert "trains on a teacher's labels: give a teacher, --teacher FILE" in answer.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ((), "1 network, test images\n"),
+        (("--set-labels", "own"), "1 network, test images\n"),
+        (("--set-labels", "hard"), "1 network, test images, hard labels\n"),
+    ],
+)
+def test_whose_labels_is_said(
+    cli: Cli, a_set: str, rates: list[float | None], flags: tuple[str, ...], shown: str
+) -> None:
+    answer = cli("evaluate", a_set, "--seeds", 1, "--arch", "mlp", *flags)
+    assert answer.status == 0, answer
+    assert shown in answer.out
+
+
+def test_a_teachers_labels_by_command(cli: Cli, a_set: str, teacher: Path, rates: list[float | None]) -> None:
+    answer = cli("evaluate", a_set, "--seeds", 1, "--arch", "mlp", "--set-labels", "teacher", "--teacher", teacher)
+    assert answer.status == 0, answer
+    assert "1 network, test images, a teacher's labels of set and random images\n" in answer.out
+    refused = cli("evaluate", a_set, "--set-labels", "teacher")
+    assert (refused.status, refused.out) == (2, "")
+    assert refused.err == "error: --set-labels teacher: give the teacher, --teacher FILE\n"
+    student = cli("evaluate", teacher, "--set-labels", "hard", "--rank")
+    assert (student.status, student.out) == (2, "")
+    assert "--rank, --set-labels is for sets: leave it out" in student.err
+
+
+def test_dd_rankings_scores_by_command(cli: Cli, a_set: str, rates: list[float | None]) -> None:
+    names = [
+        f"{name}_{what}"
+        for what in ("mean", "std")
+        for name in (
+            "hard_label_recovery", "improvement_over_random", "label_robust_score", "augmentation_robust_score",
+        )
+    ]  # fmt: skip
+    flags = ("evaluate", a_set, "--seeds", 2, "--arch", "mlp", "--protocol", "ddranking")
+    scores = json.loads(cli(*flags, "--json").out)
+    assert not set(names) & set(scores)
+    scores = json.loads(cli(*flags, "--rank", "--json").out)
+    assert [name for name in names if not isinstance(scores[name], float)] == []
+    assert scores["ranking_accuracies"]["full_hard"] == [scores["whole_accuracy"]] * 2
+    answer = cli(*flags, "--rank")
+    for shown in (
+        "hard-label recovery", "improvement over random", "label-robust score", "augmentation-robust score",
+    ):  # fmt: skip
+        (line,) = [line for line in answer.out.splitlines() if line.strip().startswith(shown)]
+        assert re.search(r" -?0\.\d{3} ± 0\.\d{3}$", line)
+    refused = cli("evaluate", a_set, "--rank")
+    assert (refused.status, refused.out) == (2, "")
+    assert refused.err.endswith("not DD-Ranking's: give --protocol ddranking, or leave --rank out\n")
 
 
 @pytest.mark.parametrize(("seeds", "shown"), [(1, "1 network, test images"), (2, "2 networks, test images")])

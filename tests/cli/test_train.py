@@ -25,6 +25,7 @@ PLAIN = ("--bn", 0, "--shapes", 0, "--student-steps", 20)
 RESULT_KEYS = {
     "teacher_accuracy", "student_accuracy", "agreement", "kl", "images", "synthesis_seconds", "distillation_seconds",
     "total_seconds", "peak_rss_mb", "precision", "threads", "seed", "method", "teacher", "student", "data",
+    "teacher_latency_ms", "student_latency_ms", "latency_on",
 }  # fmt: skip
 
 

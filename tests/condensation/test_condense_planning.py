@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from datafree.condensation import METHODS, load_method
+from datafree.condensation import METHODS, load_method, trained
 from datafree.condensation.initial import initial_images
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import CondenseConfig, fields_of, replace
+from datafree.data.wrapped import from_dataset
 from datafree.jobs.condense_planning import (
     LOOP_READS,
     SELECTION_READS,
@@ -25,7 +28,7 @@ from datafree.jobs.condense_planning import (
     manifest,
     run_clock,
 )
-from datafree.jobs.condensing import dry_run_condense
+from datafree.jobs.condensing import condense, dry_run_condense
 from datafree.tables import find_tables, load_table
 
 OBJECTIVES = [name for name in METHODS if hasattr(load_method(name), "terms")]
@@ -149,9 +152,9 @@ LOOP: Mapping[str, Any] = {
     "clip": "save",
 }
 IGNORED: dict[str, tuple[str, ...]] = {
-    "dc": ("nets", "net_pool", "net_steps", "label_lr"),
-    "dsa": ("nets", "net_pool", "net_steps", "label_lr"),
-    "idc": ("label_lr",),
+    "dc": (),
+    "dsa": (),
+    "idc": (),
     "dm": ("label_lr",),
     "datadam": ("label_lr",),
     "ncfm": ("label_lr",),
@@ -159,7 +162,7 @@ IGNORED: dict[str, tuple[str, ...]] = {
     "mtt": ("nets", "net_pool", "net_steps"),
     "tesla": ("nets", "net_pool", "net_steps"),
     "datm": ("nets", "net_pool", "net_steps"),
-    "frepo": ("nets", "augmentation", "augmentation_mode"),
+    "frepo": ("nets",),
     "sre2l": ("nets", "net_pool", "net_steps", "zca", "label_lr"),
     **{name: tuple(option for option in LOOP if option not in ("labels", "clip")) for name in SELECTIONS},
 }
@@ -198,7 +201,7 @@ def test_several_are_named_together_and_before_the_data_are_looked_for() -> None
 @pytest.mark.parametrize("name", METHODS)
 def test_labels_are_learned_where_a_term_depends_on_them(name: str) -> None:
     config = CondenseConfig(method=name, labels="learned")
-    if name in ("mtt", "tesla", "datm", "frepo"):
+    if name in ("dc", "dsa", "idc", "mtt", "tesla", "datm", "frepo"):
         check_read(config, load_method(name))
     else:
         with pytest.raises(ValueError, match=f"--labels learned: no term of {name} depends on labels: .* soft or hard"):
@@ -212,7 +215,8 @@ def test_no_cell_of_a_table_is_refused() -> None:
             if cell.job == "condense":
                 options = {k: v for k, v in cell.options.items() if k in common}
                 config = replace(CondenseConfig(), options)
-                check_read(config, load_method(config.method))
+                own = {k: v for k, v in cell.options.items() if k not in common}
+                check_read(config, load_method(config.method), own)
                 checked += 1
     assert checked > 100
 
@@ -221,3 +225,63 @@ def test_no_cell_of_a_table_is_refused() -> None:
 def test_whole_images_are_no_start_for_several_in_one(name: str) -> None:
     with pytest.raises(ValueError, match=r"^--init real .* --factor 2 .*give --init mosaic"):
         dry_run_condense(method=name, init="real", factor=2, **TINY)
+
+
+# The network that is looked through
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "says"),
+    [
+        ("rded", {}, "networks: rded looks through none of --arch but through --teacher: mlp is not used"),
+        ("sre2l", {}, "networks: sre2l looks through none of --arch but through --teacher: mlp is not used"),
+        ("random", {}, "networks: random looks through none of --arch: mlp is not used"),
+        ("mean", {}, "networks: mean looks through none of --arch: mlp is not used"),
+        ("random", {"labels": "soft"}, None),
+        ("sre2l", {"init": "herding"}, None),
+        ("herding", {}, None),
+        ("dm", {}, None),
+    ],
+)
+def test_a_network_that_nothing_looks_through_is_told(method: str, options: Any, says: str | None) -> None:
+    asked = {"method": method, "data": "digits", "ipc": 1, "arch": "mlp", "threads": 1, **options}
+    plan = dry_run_condense(**asked)
+    assert [line for line in plan["choices"] if "is not used" in line] == ([] if says is None else [says])
+    assert (plan["networks"]["arch"] == "mlp") == (says is None)
+
+
+@pytest.mark.parametrize(
+    ("method", "network"), [("rded", "resnet8"), ("sre2l", "resnet8"), ("random", "none"), ("mean", "none")]
+)
+def test_a_network_that_nothing_looks_through_is_not_built(method: str, network: str) -> None:
+    """ConvNet takes no images of five pixels; a method that asks none need not care."""
+    x, y = torch.randint(256, (12, 1, 5, 7), dtype=torch.uint8), torch.arange(12) % 2
+    data = from_dataset(torch.utils.data.TensorDataset(x, y))
+    plan = condense_plan(CondenseConfig(method=method, ipc=1), {}, CPU, data)
+    assert (plan.arch, plan.costs["arch"]) == (network, network)
+    assert (plan.costs["parameters"] > 0) == (network != "none")
+    assert not any(line.startswith("networks: ") for line in plan.choices)
+    again = condense_plan(*from_manifest(json.loads(json.dumps(manifest(plan)))), CPU, data)
+    assert again.config == plan.config
+    with pytest.raises(ValueError, match="images of at least 8x8"):
+        condense_plan(CondenseConfig(method="dm", ipc=1), {}, CPU, data)
+
+
+@pytest.mark.parametrize("name", ["random", "rded"])
+def test_training_a_network_for_a_selection_is_preparation(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = trained.train
+
+    def train(network: Any, setting: Setting, recipe: Any, rng: torch.Generator) -> None:
+        time.sleep(0.5)
+        honest(network, setting, dataclasses.replace(recipe, steps=1), rng)
+
+    monkeypatch.setattr(trained, "train", train)
+    own: dict[str, Any] = {"labels": "soft"} if name == "random" else {"teacher": "mlp", "candidates": 2, "crops": 1}
+    common = {"method": name, "data": "digits", "ipc": 1, "seed": 77, "threads": 1, **own}
+    first = condense(out=tmp_path / "first", **common).metrics
+    again = condense(out=tmp_path / "again", **common).metrics
+    assert first["preparation_seconds"] >= 0.5
+    assert first["total_seconds"] >= 0
+    assert again["preparation_seconds"] == 0

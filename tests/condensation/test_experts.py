@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +22,7 @@ from datafree.condensation.datm import DATM, DATMConfig
 from datafree.condensation.experts import (
     INDEX,
     Recipe,
+    _checksum,
     describe,
     find_experts,
     make_recipe,
@@ -299,6 +302,38 @@ def test_experts_recorded_ahead_are_those_a_condensation_finds(tmp_path: Path, m
     assert not any("expert" in line for line in said)
     index = json.loads((Path(made["folder"]) / INDEX).read_text())
     assert index["about"]["network"]["arch"] == "mlp"
+
+
+@pytest.mark.parametrize("rate", [1e5, 1e30, 1e200])
+def test_an_expert_that_diverges_is_an_error_and_is_not_kept(tmp_path: Path, rate: float) -> None:
+    """Also one that is finite, and too far away for the records' half precision."""
+    folder, recipe = tmp_path / "mine", dataclasses.replace(RECIPE, lr=rate)
+    says = f"expert 1 of 2 diverged by step 2 of 6, in pass 1 through the images: give a lower --lr, which is {rate:g}"
+    with pytest.raises(TermError, match=re.escape(says)):
+        record(make_setting(tmp_path), recipe, folder)
+    assert not folder.exists()  # so that the corrected command is not in its own way
+    assert record(make_setting(tmp_path), RECIPE, folder).count == 2
+    options = MTTConfig(**{**SHORT, "expert_lr": rate})
+    with pytest.raises(TermError, match="give a lower --expert-lr, which is"):
+        find_experts(make_setting(tmp_path), options)
+
+
+def test_a_folder_with_an_expert_that_diverged_is_refused(tmp_path: Path) -> None:
+    """As older versions wrote them; in the cache such a file counts as missing."""
+    folder = record(make_setting(tmp_path), RECIPE).folder
+    made = tensors(folder)
+    with safe_open(shard(folder, 1), framework="pt") as file:
+        about = json.loads(file.metadata()["datafree"])
+    held = load_file(shard(folder, 1))
+    held["moves"][-1, 3] = torch.inf
+    about["crc"] = _checksum(held)
+    save_file(held, shard(folder, 1), metadata={"datafree": json.dumps(about)})
+    options = MTTConfig(expert_folder=str(folder))
+    with pytest.raises(ValueError, match=f"^expert 2 of {folder} diverged, .*: record others with datafree experts"):
+        find_experts(make_setting(tmp_path), options)
+    assert find_experts(make_setting(tmp_path), dataclasses.replace(options, experts=1)).count == 1
+    record(make_setting(tmp_path), RECIPE)
+    assert all(map(torch.equal, tensors(folder), made))
 
 
 # Matching

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from datafree.condensation import load_method
-from datafree.condensation.loop import ImageTrainer
+from datafree.condensation.loop import ImageTrainer, check_finite
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import CondenseConfig
 from datafree.jobs import condense, resume_condense
 from datafree.jobs.condense_planning import DEFAULTS
+from datafree.training import TermError
 
 LABELS = torch.arange(3)
 
@@ -150,3 +151,39 @@ def test_sre2l_labels_the_average_of_its_images(tmp_path: Path, monkeypatch: pyt
     result = condense(method="sre2l", steps=3, image_ema=0.9, image_lr=0.1, out=tmp_path / "run", **options)
     images, _ = result.set.decoded()
     torch.testing.assert_close(result.set.labels, held[0].first_labels(images, result.set.classes()))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_rate_beyond_single_precision_is_named(optimizer: str) -> None:
+    _, trainer = make(optimizer=optimizer, image_lr=1e38, label_lr=0.5)
+    for parameter in trainer.parameters.values():
+        parameter.data = parameter.data.float()
+    with pytest.raises(TermError, match=r"^a step became infinite: give a lower --image-lr \(1e\+38\) or --label-lr"):
+        trainer.step(loss(trainer.synthetic, 0), 0.0)
+
+
+def test_what_is_learned_and_not_finite_names_its_rate() -> None:
+    synthetic, _ = make()
+    check_finite(synthetic.parameters(), 3)
+    for name, flag in (("rate", "--rate"), ("labels", "--label-lr"), ("images", "--image-lr")):
+        synthetic.parameters()[name].data.view(-1)[0] = torch.nan
+        with pytest.raises(TermError, match=f"^the {name} became NaN or infinite by step 3: give a lower {flag}$"):
+            check_finite(synthetic.parameters(), 3)
+
+
+def test_a_last_step_that_spoils_the_set_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No term comes after it to tell."""
+    method = load_method("datm")
+    monkeypatch.setattr(method, "advance", lambda *_: None)
+    honest = ImageTrainer.step
+
+    def step(self: ImageTrainer, *arguments: Any) -> None:
+        honest(self, *arguments)
+        self.parameters["labels"].data[0] = torch.nan
+
+    monkeypatch.setattr(ImageTrainer, "step", step)
+    small: dict[str, Any] = {"data": "digits", "method": "datm", "ipc": 1, "arch": "mlp", "threads": 1}
+    small |= {"experts": 2, "expert_epochs": 1, "expert_images": 64, "expert_batch": 16, "expert_every": 1}
+    for steps in (1, 2):  # DATM masks a student's NaN, which these labels would give
+        with pytest.raises(TermError, match=r"^the labels became NaN or infinite by step 1: give a lower --label-lr"):
+            condense(steps=steps, out=tmp_path / str(steps), **small)

@@ -126,6 +126,28 @@ def test_soft_labels_are_logits_in_the_file_and_probabilities_as_items() -> None
     assert soft.soft
 
 
+@pytest.mark.parametrize(
+    ("counts", "wanted"),
+    [
+        ([2, 1, 1], [0, 0, 1, 2]),
+        ([0, 4, 0], [1, 1, 1, 1]),
+        (None, [0, 1, 2, 1]),  # a set of others does not say: the most likely ones
+        ([2, 1], [0, 1, 2, 1]),
+        ([2, 1, 2], [0, 1, 2, 1]),
+        ([5, -2, 1], [0, 1, 2, 1]),
+        ("211", [0, 1, 2, 1]),
+    ],
+)
+def test_classes_that_images_were_made_for(counts: Any, wanted: list[int], tmp_path: Path) -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 1.0], [1.0, 5.0, 0.0]])
+    info = {} if counts is None else {"images_per_class": counts}
+    soft = built(labels=logits, info=info)
+    assert soft.made_for().tolist() == wanted
+    assert load_condensed(written(soft, tmp_path)).made_for().tolist() == wanted
+    assert built(labels=logits.repeat(4, 1), factor=2, info=info).made_for().tolist() == wanted * 4
+    assert built(info=info, factor=2).made_for().tolist() == [0, 0, 1, 2] * 4  # hard labels say it
+
+
 def test_the_budget_is_stated() -> None:
     assert built(factor=2).budget() == {
         "stored_floats": 4 * 72,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree.evaluation import activation_bytes, multiply_adds, parameters
+from datafree.evaluation import activation_bytes, latency_ms, multiply_adds, parameters
 
 
 def plain20() -> nn.Module:
@@ -84,7 +84,33 @@ def test_activation_bytes_by_hand() -> None:
     assert activation_bytes(network.double(), (3, 4, 4), 1) == 8 * values
 
 
-@pytest.mark.parametrize("measure", ["multiply_adds", "activation_bytes"])
+class Timed(nn.Module):
+    """Takes so many ms of a clock that nothing else moves."""
+
+    def __init__(self, *ms: float) -> None:
+        super().__init__()
+        self.left, self.now = list(ms), 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        assert x.shape == (1, 3, 4, 4)
+        self.now += self.left.pop(0) / 1000
+        return x
+
+
+def test_latency_is_the_median_of_passes_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Timed(50, 1, 9, 2, 7)
+    monkeypatch.setattr("datafree.evaluation.cost.time.perf_counter", lambda: network.now)
+    assert latency_ms(network, (3, 4, 4), passes=3) == pytest.approx(2)
+    assert network.training
+    network.left = [50, 300, 1]  # the second takes longer than the time for all
+    assert latency_ms(network, (3, 4, 4)) == pytest.approx(300)
+    network.left = [0.0] + [100.0] * 9  # after 100, 200 and 300 ms
+    assert latency_ms(network, (3, 4, 4), seconds=0.25) == pytest.approx(100)
+    assert len(network.left) == 6
+
+
+@pytest.mark.parametrize("measure", ["multiply_adds", "activation_bytes", "latency_ms"])
 @pytest.mark.parametrize("breaks", [False, True])
 def test_the_network_is_left_as_it_was(measure: str, breaks: bool) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Sequential(nn.Conv2d(4, 4, 1)))
@@ -96,6 +122,8 @@ def test_the_network_is_left_as_it_was(measure: str, breaks: bool) -> None:
         shape = (5 if breaks else 3, 6, 6)
         if measure == "multiply_adds":
             multiply_adds(network, shape)
+        elif measure == "latency_ms":
+            latency_ms(network, shape)
         else:
             activation_bytes(network, shape, 2)
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import datafree
 from datafree.data import load_data, to_float
 from datafree.data.loading import Data
 from datafree.domain import make_domain
@@ -130,6 +131,76 @@ def test_what_cannot_be_ranked() -> None:
         rank(data, image_tensor=torch.rand(11, 1, 8, 8))
     with pytest.raises(ValueError, match="give as many"):
         rank(data, image_tensor=torch.rand(10, 1, 8, 8), protocol=SHORT, full_accuracies=[0.9], syn_lr=0.05)
+
+
+GOOD: dict[str, Any] = {
+    "image_tensor": torch.full((10, 1, 8, 8), 0.5), "protocol": SHORT, "full_accuracies": FULL, "syn_lr": 0.05,
+}  # fmt: skip
+EVEN = torch.full((10, 10), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_tensor": torch.full((10, 1, 8, 8), 1.5)}, r"the images go from 1.5 to 1.5: give pixels in \[0, 1\]"),
+        ({"image_tensor": torch.full((10, 1, 8, 8), math.nan)}, r"the images go from nan"),
+        ({"image_tensor": torch.rand(10, 3, 8, 8)}, "of 1x8x8 images"),
+        ({"image_tensor": torch.zeros(10, 1, 8, 8, dtype=torch.uint8)}, "give floats"),
+        ({"hard_labels": torch.arange(1, 11)}, "hard_labels from 1 to 10: the classes go from 0 to 9"),
+        ({"hard_labels": torch.arange(-1, 9)}, "hard_labels from -1 to 8"),
+        ({"hard_labels": torch.arange(9)}, r"hard_labels of the shape \(9,\), torch.int64: give int64 \(10,\)"),
+        ({"hard_labels": torch.arange(10.0)}, "torch.float32: give int64"),
+        ({"soft_labels": EVEN[:, :9]}, r"soft_labels of the shape \(10, 9\), .*: give probabilities"),
+        ({"soft_labels": EVEN.long()}, "torch.int64: give probabilities, floats"),
+        ({"soft_labels": 3 * torch.eye(10)}, r"no probabilities: give soft_labels.softmax\(1\)"),
+        ({"soft_labels": EVEN.log()}, "no probabilities"),
+        ({"soft_labels": torch.full((10, 10), math.nan)}, "no probabilities"),
+        ({"soft_labels": EVEN, "hard_labels": torch.full((10,), 10)}, "hard_labels from 10 to 10"),
+        ({"full_accuracies": [95.0, 96.0]}, "not percentages"),
+        ({"full_accuracies": [0.9]}, "1 accuracies of the whole data for 2 networks: give as many"),
+        ({"networks": 0}, "0 networks: give 1 or more"),
+        ({"syn_lr": 0.0}, "syn_lr is 0.0: give a number above 0"),
+        ({"weight": 1.5}, "weight is 1.5: give a number from 0 to 1"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_trained(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "accuracies", lambda *_, **__: pytest.fail("a network is trained"))
+    with pytest.raises(ValueError, match=message) as caught:
+        rank(load_data("digits"), **{**GOOD, "teacher": lambda x: torch.zeros(len(x), 10), **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_has_to_be_there_with_a_subfolder_for_each_class(tmp_path: Path) -> None:
+    files = {name: value for name, value in GOOD.items() if name != "image_tensor"}
+    with pytest.raises(FileNotFoundError, match="image_path nowhere is no folder: give one with a subfolder"):
+        rank(load_data("digits"), image_path="nowhere", **files)
+    for label in (3, 7):  # which would be taken for 0 and 1
+        (tmp_path / str(label)).mkdir()
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / str(label) / "0.png")
+    with pytest.raises(ValueError, match="has 2 class folders, digits has 10 classes: give hard_labels"):
+        rank(load_data("digits"), image_path=tmp_path, **files)
+    assert datafree.rank is rank
+    found = rank(load_data("digits"), image_path=tmp_path, hard_labels=torch.tensor([3, 7]), **files)
+    assert len(found["accuracies"]["synthetic"]) == 2
+
+
+def test_random_sets_are_as_large_as_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A multi-formation decodes to more images than it stores."""
+    sizes: list[int] = []
+
+    def train(_: Data, __: str, images: Tensor, *___: Any, **how: Any) -> list[float]:
+        sizes.append(len(images))
+        assert how["make"] is make
+        return [0.5] * how["count"]
+
+    def make(arch: str) -> Any:
+        raise AssertionError(arch)
+
+    monkeypatch.setattr(ranking, "accuracies", train)
+    rank(load_data("digits"), **{**GOOD, "image_tensor": torch.rand(40, 1, 8, 8)}, stored=[1] * 10, make=make)
+    assert set(sizes) == {40, 10}
 
 
 def test_rates_are_chosen_on_training_images_and_each_score_has_its_protocol(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,5 +132,5 @@ def test_images_that_no_png_can_hold_are_condensed_all_the_same(channels: int, t
     images = np.random.default_rng(0).integers(0, 255, (20, 8, 8, channels), dtype=np.uint8)
     np.savez(tmp_path / "d.npz", x_train=images, y_train=np.arange(20) % 2)
     data = f"npz:{tmp_path / 'd.npz'}"
-    out = datafree.condense(data=data, ipc=1, method="random", arch="mlp", threads=1, out=tmp_path / "set").path
+    out = datafree.condense(data=data, ipc=1, method="random", threads=1, out=tmp_path / "set").path
     assert {p.name for p in (out / "images").iterdir()} == {"grid.png"}

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import datafree
+from datafree.distillation.attention import check_maps
 from datafree.jobs import dry_run
 from datafree.models import build_model
 
@@ -155,3 +156,63 @@ def test_a_length_goes_before_a_presets(teacher: str, given: dict[str, Any], wan
 def test_the_line_names_the_method_and_the_fix(teachers: dict[str, dict[str, str]], tmp_path: Path) -> None:
     text = refused(tmp_path / "run", method="dfq", **teachers["foreign"])
     assert re.search(r"gives none \(RuntimeError: .*\): take --method blackbox", text)
+
+
+@pytest.mark.parametrize("options", [{"inherit": True}, {"attention": 1.0}])
+def test_a_black_box_gives_nothing_but_answers(options: dict[str, Any], teacher: str, tmp_path: Path) -> None:
+    text = refused(tmp_path / "run", teacher=teacher, method="blackbox", **options)
+    assert text.startswith(f"--{next(iter(options))} with --method blackbox: ")
+    dry_run(teacher=teacher, method="blackbox", inherit=False, attention=0.0, **SHORT)
+
+
+@pytest.mark.parametrize("method", ["spaceshipnet", "zskt"])
+def test_attention_without_common_maps_is_refused_before_a_run(
+    method: str, teacher: str, plain_teacher: str, tmp_path: Path
+) -> None:
+    """An mlp has no maps, as teacher or as student."""
+    for options in ({"teacher": plain_teacher}, {"teacher": teacher, "student": "mlp"}):
+        with pytest.raises(ValueError, match="--attention: student and teacher have no maps of one size"):
+            dry_run(**{**SHORT, "method": method, **options})
+        assert dry_run(**{**SHORT, "method": method, "attention": 0.0, **options})
+
+
+def test_looking_for_maps_changes_nothing() -> None:
+    networks = [build_model("resnet8", shape=(1, 8, 8), classes=10) for _ in range(2)]
+    networks[1].bn1 = torch.nn.Sequential(torch.nn.BatchNorm2d(16).eval(), torch.nn.Dropout(0.5))
+    before = [{name: t.clone() for name, t in network.state_dict().items()} for network in networks]
+    modes = [[m.training for m in network.modules()] for network in networks]
+    state = torch.random.get_rng_state()
+    check_maps(networks[0], networks[1], torch.full((1, 1, 8, 8), 0.5))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [[m.training for m in network.modules()] for network in networks] == modes
+    for network, was in zip(networks, before, strict=True):
+        assert all(torch.equal(t, was[name]) for name, t in network.state_dict().items())
+        assert not any(m._forward_hooks for m in network.modules())
+
+
+@pytest.mark.parametrize("options", [{"first_bn": 5.0}, {"bn_momentum": 0.5}])
+def test_an_option_of_the_statistics_is_refused_where_the_teacher_has_none(
+    options: dict[str, float], plain_teacher: str
+) -> None:
+    short = {**SHORT, "teacher": plain_teacher, "method": "dfq"}
+    with pytest.raises(ValueError, match=f"^--{next(iter(options)).replace('_', '-')}: the teacher has no batch norm"):
+        dry_run(**{**short, **options})
+    made = dry_run(**short)  # as a run is written down
+    assert dry_run(**{**short, **made["method_options"]})["method_options"] == made["method_options"]
+
+
+@pytest.mark.parametrize("method", ["fast", "cmi", "spaceshipnet", "nayer"])
+def test_a_prior_that_nothing_follows_is_refused(method: str, teacher: str, tmp_path: Path) -> None:
+    prior = (1.0, *[0.0] * 9)
+    text = refused(tmp_path / "run", teacher=teacher, method=method, onehot=0.0, prior=prior)
+    assert text == f"--prior: {method} without --onehot makes images of no class in particular; leave it out"
+    dry_run(teacher=teacher, method=method, prior=prior, **SHORT)
+
+
+def test_a_bank_that_nobody_draws_from_is_left_alone(plain_teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datafree.jobs.filling.BANK_BYTES", 64 * 100)
+    short = {**SHORT, "teacher": plain_teacher, "method": "noise"}
+    made = dry_run(**short)
+    assert made["method_options"]["bank"] == 20_000
+    assert not any(choice.startswith("bank") for choice in made["choices"])
+    assert dry_run(**short, distribution="shapes")["method_options"]["bank"] == 100

@@ -65,6 +65,7 @@ def test_a_killed_training_resumes_to_the_last_bit(step: int, options: dict[str,
     assert said == [f"going on from step {step - 1}" if step > 1 else "no checkpoint yet: starting from step 0"]
     assert same(straight, killed)
     assert (result["accuracy"], result["steps"]) == (whole["accuracy"], whole["steps"])
+    assert (result["latency_on"], result["student_latency_ms"] > 0) == ("cpu, 1 thread", True)
     rows = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert rows == list(range(1, 11)), "steps that were run twice are logged twice"
     assert (killed / "report.html").is_file()

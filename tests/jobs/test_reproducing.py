@@ -20,8 +20,10 @@ import pytest
 from datafree import jobs
 from datafree.jobs import reproduce
 from datafree.jobs.cell import NotHereError, run_cell, teacher_options, trained_teacher
-from datafree.jobs.reproducing import Child, Scheduler, choose, parse_shard
-from datafree.jobs.standing import locked
+from datafree.jobs.reproducing import Child, Scheduler, choose, parse_shard, preview
+from datafree.jobs.standing import hold_log, locked
+from datafree.report.compared import read_runs
+from datafree.report.comparison import table as compared_table
 from datafree.runs import WriteError
 from datafree.tables import defaults, load_table, read_results
 
@@ -380,6 +382,23 @@ def test_what_another_process_is_at_is_not_cleared_away(tiny, tmp_path):
         assert work.exists()
 
 
+def test_a_kept_set_holds_its_scores_for_report(tmp_path):
+    path = tmp_path / "sets.toml"
+    text = 'title = "Sets"\n[options]\ndata = "digits"\nipc = 1\nthreads = 1\n'
+    text += '[groups.c]\njob = "condense"\nevaluation = { networks = 1, protocol = "vico-noaug", archs = ["mlp"] }\n'
+    text += "[rows.random]\n"
+    path.write_text(text, encoding="utf-8")
+    result = run_cell(cell_of(path, "c/random"), 0, tmp_path / "out", keep=True)
+    content = json.loads(result.read_text(encoding="utf-8"))
+    assert content["error"] is None
+    scores = content["scores"]
+    kept = json.loads((tmp_path / "out" / "runs" / result.stem / "evaluation.json").read_text(encoding="utf-8"))
+    assert kept["accuracy_mean"] == scores["accuracy_mean"]
+    shown = compared_table(read_runs([tmp_path / "out" / "runs" / result.stem]))
+    accuracy = dict(zip(shown["heads"], shown["rows"][0], strict=True))["Accuracy"]
+    assert accuracy.startswith(f"{100 * scores['accuracy_mean']:.2f} ")
+
+
 def test_a_run_that_was_kept_stays(tiny, tmp_path):
     folder = tmp_path / "out" / "tiny"
     path = run_cell(cell_of(tiny, "a/one"), 0, folder, keep=True)
@@ -424,6 +443,64 @@ def test_a_log_that_somebody_has_removed_is_none(tiny, tmp_path):
         said = Scheduler({"retry": False}, tmp_path, 1, print).outcome(child, skipped)
     assert said == "not run: its process ended with 1"
     assert skipped == [("a/one, seed 0", "its process ended with 1")]
+
+
+def killed(cell: Any, path: Path, number: int, said: str = "") -> Child:
+    """A cell whose process was killed by a signal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = path.with_suffix(".log")
+    log.write_text(said, encoding="utf-8")
+    with subprocess.Popen(["sh", "-c", f"kill -{number} $$"], stdin=subprocess.PIPE) as process:
+        process.wait()
+    assert process.stdin is not None
+    return Child(cell, 0, process, process.stdin, 1, path, log)
+
+
+@pytest.mark.parametrize(
+    ("number", "said", "error"),
+    [
+        (signal.SIGKILL, "", "its process was killed by SIGKILL (was there too little memory?)"),
+        (signal.SIGSEGV, "a warning\nno room at /a/b", "its process was killed by SIGSEGV: no room at b"),
+        (40, "", "its process was killed by signal 40"),
+    ],
+)
+def test_a_killed_cell_has_failed_and_is_run_again_by_retry(tiny, tmp_path, number, said, error):
+    cell, folder = cell_of(tiny, "a/one"), tmp_path / "out" / "tiny"
+    path = folder / cell.file_name(0)
+    work = folder / "runs" / path.stem
+    work.mkdir(parents=True)
+    (work / "defaults.json").write_text("{}", encoding="utf-8")
+    child, skipped = killed(cell, path, number, said), list[tuple[str, str]]()
+    assert Scheduler({"retry": False, "keep": False}, folder, 1, print).outcome(child, skipped) == f"failed: {error}"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert (content["status"], content["error"], skipped) == ("failed", error, [])
+    assert not child.log.exists()
+    assert not list((folder / "runs").iterdir())
+    assert reproduce(tiny, out=tmp_path / "out", cells=["a/one"]).found == 1
+    run_cell(cell, 0, folder, retry=True)
+    assert json.loads(path.read_text(encoding="utf-8"))["status"] == "done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_cell_has_not_failed(tiny, tmp_path, number):
+    cell, skipped = cell_of(tiny, "a/one"), list[tuple[str, str]]()
+    child = killed(cell, tmp_path / cell.file_name(0), number)
+    scheduler = Scheduler({"retry": False, "keep": False}, tmp_path, 1, print)
+    if number == signal.SIGHUP:
+        assert scheduler.outcome(child, skipped) == "not run: its process ended with -1"
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.outcome(child, skipped)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_killed_cell_that_another_process_is_at_has_not_failed(tiny, tmp_path):
+    cell, skipped = cell_of(tiny, "a/one"), list[tuple[str, str]]()
+    child = killed(cell, tmp_path / cell.file_name(0), signal.SIGKILL)
+    with locked(tmp_path / "runs" / f"{child.path.stem}.lock"):
+        said = Scheduler({"retry": False, "keep": False}, tmp_path, 1, print).outcome(child, skipped)
+    assert said == "not run: its process ended with -9"
+    assert not list(tmp_path.glob("*.json"))
 
 
 ORDER = {"budget": None, "teachers": None, "download": False, "keep": False, "retry": False, "threads": 1, "seed": 0}
@@ -524,6 +601,67 @@ def test_cells_are_chosen_by_pattern_and_cost(tiny):
         choose(table, ["d/*"], None, [])
     with pytest.raises(ValueError, match="--budget is"):
         choose(table, ["a/one"], "soon", [])
+
+
+def test_cells_that_are_one_spec_at_a_budget_are_run_once(tiny, tmp_path, monkeypatch):
+    text = TINY.replace('"one", "two"', '"one", "longer", "two"')
+    tiny.write_text(text + '\n[rows.longer]\noptions = { arch = "lenet5_half", steps = 9 }\n', encoding="utf-8")
+    assert [cell.name for cell in choose(load_table(tiny), ["a/*"], None, [])][-1] == "a/longer"
+    run: list[str] = []
+
+    def noted(_: Scheduler, missing: list[Any]) -> list[Any]:
+        run.extend(cell.name for cell, _ in missing)
+        return []
+
+    monkeypatch.setattr(Scheduler, "run", noted)
+    said: list[str] = []
+    for asked in (["a/one", "a/longer"], ["a/longer"]):
+        reproduce(tiny, out=tmp_path / "out", cells=asked, budget="2s", say=said.append)
+    assert run == ["a/one@2s", "a/one@2s"]
+    assert said == 2 * [
+        "a/longer@2s: at this length one with a/one@2s, which is run for both",
+        "tiny: 1 cells and seeds, 0 there, 1 to run",
+    ]
+    assert preview(tiny, out=tmp_path / "out", cells=["a/longer"], budget="2s") == [
+        ("a/one@2s, seed 0", "minutes, to run"), ("a/longer@2s", "one with a/one@2s"),
+    ]  # fmt: skip
+    page = (tmp_path / "out" / "tiny.md").read_text(encoding="utf-8")
+    assert "Not run: one, two, three at 2s" in page
+
+
+def test_a_file_that_is_not_the_cells_result_stops_all(tiny, tmp_path):
+    """Its name says it is, and its spec that it is not: it would be neither shown nor run again."""
+    folder = tmp_path / "out" / "tiny"
+    path = run_cell(cell_of(tiny, "a/one"), 0, folder)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"steps": 3', '"steps": 4', 1), encoding="utf-8")
+    for job in (reproduce, preview):
+        with pytest.raises(ValueError, match=rf"{path}:\d+: hash is .*: remove the file and run the cell again"):
+            job(tiny, out=tmp_path / "out", cells=["a/one"])
+    path.write_text(text.replace('"table": "tiny"', '"table": "tinier"'), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{path}:3: a result of the table 'tinier' among those of 'tiny'"):
+        reproduce(tiny, out=tmp_path / "out", cells=["a/two"])
+
+
+def test_logs_of_processes_that_are_gone_are_cleared_away(tiny, tmp_path, monkeypatch):
+    runs = tmp_path / "out" / "tiny" / "runs"
+    runs.mkdir(parents=True)
+    stem = Path(cell_of(tiny, "a/one").file_name(0)).stem
+    gone, used, other = (runs / name for name in (f"{stem}.1.log", f"{stem}.2.log", "another.1.log"))
+    gone.touch()
+    other.touch()
+    monkeypatch.setattr(Scheduler, "run", lambda *_: [])
+    with open(used, "wb") as file:
+        hold_log(file)
+        process = subprocess.Popen(["sleep", "60"], stdout=file)
+    try:  # its parent, which was to read the log, has let go of it
+        reproduce(tiny, out=tmp_path / "out", cells=["a/one"], keep=True)
+        assert sorted(runs.iterdir()) == [used, other]
+    finally:
+        process.kill()
+        process.wait()
+    reproduce(tiny, out=tmp_path / "out", cells=["a/one"])
+    assert sorted(runs.iterdir()) == [other]
 
 
 @pytest.mark.slow

@@ -79,6 +79,8 @@ def test_the_result_has_what_scripts_rely_on(finished: Path) -> None:
         assert 0 <= result[name] <= 1
     for name in ("kl", "synthesis_seconds", "distillation_seconds", "total_seconds", "peak_rss_mb"):
         assert result[name] >= 0
+    assert 0 < min(result["teacher_latency_ms"], result["student_latency_ms"]) < 1000
+    assert result["latency_on"] == "cpu, 1 thread"
     assert result["teacher_accuracy"] > 0.5
     # 20 steps by 3 are 7 rounds of one batch, and warm-up rounds before them.
     assert result["images"] >= 7 * 8
@@ -111,6 +113,7 @@ def test_the_manifest_says_what_was_run(finished: Path, teacher: str) -> None:
 def test_metrics_are_rows_with_named_terms(finished: Path) -> None:
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    assert rows[-1]["step"] == 20  # however short the run
     tested = [row for row in rows if "test/accuracy" in row]
     assert len(tested) == 9  # ten parts of the run have nine borders
     assert {

@@ -116,7 +116,14 @@ def test_half_types_are_raised() -> None:
     assert losses.label_margin(target, 6).dtype == torch.float32
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_a_kernel_without_inverse_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="cannot be inverted: check that features are finite, not all zero"):
-        losses.kernel_ridge_prediction(torch.ones(2, 3), torch.full((2, 3), value), torch.ones(2, 2))
+def test_a_kernel_without_inverse_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be inverted: check that features are not all zero"):
+        losses.kernel_ridge_prediction(torch.ones(2, 3), torch.zeros(2, 3), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_predict_nan(value: float) -> None:
+    """So that it is a term that is not finite, and no matter of options."""
+    features = torch.rand(2, 3)
+    features[1, 2] = value
+    assert bool(losses.kernel_ridge_prediction(torch.ones(4, 3), features, torch.ones(2, 2)).isnan().all())

@@ -199,6 +199,23 @@ def test_what_no_run_knows_is_left_out(page: str):
     assert "Last accuracy against images a class" not in page  # no condensed set has been evaluated
 
 
+def test_latency_is_a_column_and_a_pareto_front(tmp_path: Path):
+    known = {"teacher_latency_ms": 2.0, "student_latency_ms": 0.5, "latency_on": "cpu, 1 thread"}
+    slow = {**known, "student_latency_ms": 1.234567, "student_accuracy": 0.85}
+    runs = [make(tmp_path / "a", None, known), make(tmp_path / "b", None, slow), make(tmp_path / "c")]
+    page = page_of(*runs)
+    assert '<th scope="col">Latency (ms)</th>' in page
+    assert "<td>0.5</td>" in page
+    assert "<td>1.23</td>" in page
+    assert "Accuracy against latency (ms)" in page
+    (chart,) = (chart for chart in figures(read_runs(runs))["cost"] if "latency" in chart.title)
+    assert chart.words == "on the front: 1"  # more for less
+    assert "2" in [text.get_text() for text in chart.draw(legend=True).axes[0].texts]  # the third has none
+    assert "do not compare" not in page
+    other = make(tmp_path / "d", None, {**known, "latency_on": "cpu, 2 threads"})
+    assert "latencies were measured on cpu, 1 thread; cpu, 2 threads: they do not compare" in page_of(runs[0], other)
+
+
 def test_text_of_the_runs_is_escaped(page: str):
     assert EVIL not in page
     assert "<b onclick" not in page
@@ -469,6 +486,12 @@ def test_a_browser_shows_the_page_on_a_desk_and_on_a_phone(page: str, tmp_path: 
     with Image.open(picture) as seen:
         assert seen.size == (1200, 900)
         assert len(seen.convert("RGB").getcolors(1 << 24) or []) > 20
+    # The ground by day and by night, as style.css.j2 has it.
+    for number, (flags, ground) in enumerate({(): (255, 255, 255), ("--force-dark-mode",): (20, 23, 27)}.items()):
+        phone = tmp_path / f"phone{number}.png"
+        browse(*flags, "--window-size=500,1800", f"--screenshot={phone}", address, home=tmp_path / "home")
+        with Image.open(phone) as seen:
+            assert seen.convert("RGB").getpixel((2, 1000)) == ground
     # In a frame as narrow as a phone nothing sticks out. The page itself forbids scripts, so one around it looks.
     frame = f"""<!DOCTYPE html><body><iframe width="390" height="800"></iframe><script>
     const frame = document.querySelector("iframe");

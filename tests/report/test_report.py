@@ -53,6 +53,8 @@ RESULT: dict[str, Any] = {
     "warnings": ["the teacher is near chance"],
     "steps": 6000,
     "generator_parameters": 31337,
+    "student_latency_ms": 3.21098,
+    "latency_on": "cpu, 1 thread",
 }
 
 
@@ -151,6 +153,8 @@ def test_the_page_loads_nothing(page: str):
         "77.31 %",
         "0.8213",
         "21,282,122",
+        'Latency of one image (ms)</th><td class="number">–</td><td class="number">3.21</td>',
+        "Latency measured on",
         "11,173,962",
         "555 M",
         "1,234,560",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.special import rel_entr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -161,6 +162,21 @@ def _disagreement(student: nn.Module, teacher: nn.Module, raw: Tensor) -> Tensor
     images = raw.sigmoid()
     difference: Tensor = student(images) - losses.centred_logits(teacher(images))
     return difference.abs().mean(1)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("distance", ["kl", "js"])
+def test_the_disagreement_may_be_a_divergence(distance: Any, probabilities: bool) -> None:
+    at = setting(probabilities)
+    method, raw = build(at, distance=distance, probabilities=probabilities), torch.randn(8, 1, 4, 4)
+    with torch.no_grad():
+        found = method.disagreement(raw)
+        images = raw.sigmoid()
+        p = at.teacher.network.inner((images - 0.4) / 0.3).softmax(1).numpy()  # type: ignore[operator]
+        q = at.student(images).softmax(1).numpy()
+    m = (p + q) / 2
+    wanted = rel_entr(p, q) if distance == "kl" else (rel_entr(p, m) + rel_entr(q, m)) / 2
+    assert found.numpy() == pytest.approx(wanted.sum(1), rel=1e-3)
 
 
 def test_the_disagreement_is_the_equation() -> None:

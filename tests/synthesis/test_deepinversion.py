@@ -132,6 +132,27 @@ def test_the_adaptive_term_beside_published_code() -> None:
     assert ours(near, t) == pytest.approx(published_js(near, t, temperature, (0.0, 1.0)), rel=1e-2)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("distance", ["kl", "l1", "js"])
+def test_the_adaptive_term_takes_any_distance(distance: Any, masked: bool) -> None:
+    at = setting()
+    at.student = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 12, 5))  # decides on noise in many ways
+    one = method(at, adv=0.4, distance=distance, masked=masked)
+    x = torch.randn(40, 3, 16, 12)
+    found = one.terms(x, torch.arange(40) % 5)["adv"].item()
+    images = one.space.shown(x)
+    t, s = (net(images).detach().numpy() / 3 for net in (at.teacher, at.student))
+    p, q = softmax(t, 1), softmax(s, 1)
+    each = {
+        "kl": rel_entr(p, q).sum(1),
+        "l1": np.abs(s - t).mean(1),
+        "js": (rel_entr(p, (p + q) / 2).sum(1) + rel_entr(q, (p + q) / 2).sum(1)) / 2,
+    }[distance]
+    alike = s.argmax(1) == t.argmax(1)
+    assert 0 < alike.sum() < 40
+    assert found == pytest.approx(0.4 * (1 - (each * alike if masked else each).mean()), rel=1e-5)
+
+
 def test_without_the_adaptive_term_the_student_is_not_asked() -> None:
     at = setting()
     at.student = nn.Linear(1, 1)  # takes no images

@@ -39,6 +39,44 @@ def test_the_teachers_rows_are_those_of_its_last_layer(toy: Toy) -> None:
     torch.testing.assert_close(F.cosine_similarity(rows, last.weight), torch.ones(4))
 
 
+def test_a_convolution_of_one_pixel_has_rows_too(toy: Toy) -> None:
+    last = nn.Conv2d(8, 4, 1)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), last, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    rows = class_embeddings("teacher", toy(teacher=Teacher(network, (0.5,) * 3, (0.25,) * 3)))
+    assert rows.shape == (4, 8)
+    torch.testing.assert_close(F.cosine_similarity(rows, last.weight.flatten(1)), torch.ones(4))
+
+
+class HeadFirst(nn.Module):
+    """Its head is registered before its trunk, which has a layer of as many outputs; it may be asked or read."""
+
+    def __init__(self, asked: bool) -> None:
+        super().__init__()
+        self.head, self.trunk, self.asked = nn.Linear(4, 4), nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), asked
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.trunk(images)
+        logits: torch.Tensor = self.head(maps) if self.asked else F.linear(maps, self.head.weight, self.head.bias)
+        return logits
+
+
+def test_rows_are_taken_of_the_layer_that_ran_last(toy: Toy) -> None:
+    network = HeadFirst(True)
+    teacher = Teacher(network, (0.5,) * 3, (0.25,) * 3)
+    rows = class_embeddings("teacher", toy(teacher=teacher))
+    torch.testing.assert_close(F.cosine_similarity(rows, network.head.weight), torch.ones(4))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_rows_of_layers_that_nobody_calls_are_those_registered_last(toy: Toy) -> None:
+    head = nn.Linear(192, 4)
+    network = nn.Module()
+    network.head = head
+    network.forward = lambda images: F.linear(images.flatten(1), head.weight, head.bias)
+    rows = class_embeddings("teacher", toy(teacher=Teacher(network, (0.5,) * 3, (0.25,) * 3)))
+    torch.testing.assert_close(F.cosine_similarity(rows, head.weight), torch.ones(4))
+
+
 def test_unit_vectors_and_right_angles(toy: Toy) -> None:
     torch.testing.assert_close(class_embeddings("onehot", toy()), 2 * torch.eye(4))  # length sqrt(4)
     rows = class_embeddings("orthogonal", toy())
@@ -72,6 +110,10 @@ def test_what_cannot_be_used_is_one_line(toy: Toy, tmp_path: Path) -> None:
         "rows.npy": (np.ones((3, 5)), "has 3 rows, the teacher 4 classes: give one a class"),
         "flat.npy": (np.ones(4), "give one finite array"),
         "holes.npy": (np.full((4, 2), np.nan), "give one finite array"),
+        "empty.npy": (np.ones((4, 0)), "give one finite array"),
+        "complex.npy": (np.ones((4, 2), dtype=np.complex64), "give one finite array"),
+        "zeros.npy": (np.eye(4, 5) * (np.arange(4) > 0)[:, None], "no row of zeros"),
+        "huge.npy": (np.full((4, 2), 1e200), "give one finite array"),
         "objects.npy": (np.array([{}, {}], dtype=object), "not a .npy or .pt file with one array"),
     }
     for name, (content, text) in cases.items():
@@ -89,5 +131,5 @@ def test_what_cannot_be_used_is_one_line(toy: Toy, tmp_path: Path) -> None:
 
 def test_a_teacher_without_such_a_layer_is_refused(toy: Toy) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())
-    with pytest.raises(ValueError, match="no linear layer of the teacher has 4 outputs; take onehot or orthogonal"):
+    with pytest.raises(ValueError, match=r"no linear layer or 1x1 convolution .* has 4 outputs; take onehot or orth"):
         class_embeddings("teacher", toy(teacher=Teacher(network, (0.5,) * 3, (0.25,) * 3)))

@@ -133,3 +133,18 @@ def test_what_the_copy_is_and_has_made_is_kept_with_the_run(toy: Toy) -> None:
     assert method.past.bank is not None
     assert len(other.past.bank) == 16
     assert torch.equal(other.past.bank.images[:16], method.past.bank.images[:16])
+
+
+@pytest.mark.parametrize("feed", ["bank", "fresh", "last"])
+def test_the_copy_may_make_all_of_the_students_images(toy: Toy, feed: str) -> None:
+    values: dict[str, Any] = {**SMALL, "copy_share": 1.0, "feed": feed, "synthesis_batch": 8}
+    method = MAD(toy(batch_size=8), MADConfig(**values))
+    for _ in range(2):
+        method.update()
+    made = method.store.made
+    images = method.sample(8).images
+    assert images.shape == (8, *method.setting.domain.shape)
+    assert method.store.made == made, "the generator itself makes none"
+    if feed == "last":
+        assert method.past.last is not None
+        assert torch.equal(images, method.past.last)

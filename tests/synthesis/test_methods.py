@@ -296,9 +296,22 @@ def test_no_option_goes_unread(name: str, option: str) -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if "sample_mode" in known_to(name)])
 def test_a_generator_that_is_sampled_in_evaluation_mode_learns_in_training_mode(name: str) -> None:
     method = build(name, setting(GREY), feed="fresh", sample_mode="eval", generator_steps=1)
-    method.sample(4)
-    method.update()
-    assert all(module.training for module in method.imaging.generator.modules())
+    modes: list[tuple[bool, bool]] = []
+    norm = next(module for module in method.imaging.generator.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.register_forward_pre_hook(lambda module, _: modes.append((torch.is_grad_enabled(), module.training)))
+    for _ in range(2):
+        method.update()
+        method.sample(4)
+    assert {training for learns, training in modes if learns} == {True}
+    assert (False, False) in modes
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "first_bn" in known_to(name)])
+def test_the_first_norm_has_a_weight_of_its_own(name: str) -> None:
+    options = {"generator_steps": 1, "pixel_steps": 1, "bn": 1.0}
+    one, two, four = (build(name, setting(), first_bn=w, **options).update()["bn"] for w in (1.0, 2.0, 4.0))
+    assert two - one > 1e-3
+    assert four - two == pytest.approx(2 * (two - one), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if follows_the_prior(name)])

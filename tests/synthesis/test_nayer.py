@@ -88,9 +88,10 @@ def test_both_networks_look_at_the_cropped_images() -> None:
         return shown[-1]
 
     at.view = watch  # type: ignore[method-assign]
+    method = build(at, generator_steps=3)  # looks for the teacher's last layer
     for network in (at.teacher.classifier, at.student):
         network.register_forward_pre_hook(lambda _, inputs: looks.append(inputs[0]))
-    build(at, generator_steps=3).update()
+    method.update()
     assert [len(images) for images in shown] == [8, 8, 8]
     twice = [images for images in shown for _ in range(2)]
     assert all(torch.equal(one, other) for one, other in zip(looks, twice, strict=True))
@@ -120,6 +121,20 @@ def test_the_batch_of_the_least_loss_is_kept() -> None:
         best = min(round_, key=lambda step: step[2])
         assert torch.equal(method.store.last, best[0])  # type: ignore[arg-type]
         assert method.made == 8 * (kept + 1)
+
+
+def test_the_kept_batch_may_be_made_by_running_statistics() -> None:
+    kept, terms = [], []
+    for mode in ("train", "eval"):
+        method = build(setting(), generator_steps=3, sample_mode=mode)
+        seen = watched(method)
+        terms.append(method.update())
+        assert method.made == 8
+        kept.append(method.store.last)
+    assert terms[0] == terms[1], "it is trained alike"
+    wanted = method.imaging.generator.eval()(seen[-1][1])
+    torch.testing.assert_close(kept[1], wanted.detach())
+    assert not torch.allclose(kept[0], wanted, atol=1e-3)  # type: ignore[arg-type]
 
 
 def test_a_round_draws_its_noise_anew_and_goes_on_with_the_rest() -> None:

@@ -69,5 +69,5 @@ def test_half_precision_is_taken(toy: Toy) -> None:
 
 
 def test_a_teacher_without_batch_norm_is_refused(toy: Toy) -> None:
-    with pytest.raises(ValueError, match="--batch-statistics: the teacher has no batch norm"):
+    with pytest.raises(ValueError, match="--batch-statistics: the teacher has no batch norm; give --no-batch"):
         Noise(toy(norm=False), NoiseConfig(batch_statistics=True))

@@ -67,6 +67,35 @@ def test_the_generators_terms_are_the_equation() -> None:
     assert terms["adv"] == pytest.approx(-1.5 * js(s, t), rel=1e-4)
 
 
+def test_disagreement_may_stop_where_decisions_differ() -> None:
+    at = setting()
+    with torch.no_grad():  # a student that decides on class 0
+        at.student.network[-1].bias[0] += 100  # type: ignore[index,union-attr]
+    for bias, counts in ((200.0, True), (-400.0, False)):  # one after the other
+        with torch.no_grad():
+            at.teacher.network[-1].bias[0] += bias  # type: ignore[index]
+        plain, masked = (
+            float(build(at, distance="l1", masked=flag, student_mode="eval").imagine()["adv"]) for flag in (False, True)
+        )
+        assert plain < -1
+        assert masked == pytest.approx(plain, rel=0.1) if counts else masked == 0
+
+
+def test_fresh_images_may_be_made_by_running_statistics() -> None:
+    """Those of the student and those that the memory learns are then made alike, and an image is its own."""
+    for mode, alone in (("eval", True), ("train", False)):
+        method = build(setting(), sample_mode=mode)
+        method.update()
+        training: list[bool] = []
+        generator = method.imaging.generator
+        generator.register_forward_pre_hook(lambda module, _: training.append(module.training))  # noqa: B023
+        method.learn()
+        method.sample(9)
+        assert training == [not alone, not alone]
+        latents = torch.randn(6, 6)
+        assert torch.allclose(generator(latents)[:2], generator(latents[:2]), atol=1e-5) == alone
+
+
 def test_disagreement_is_sought_through_the_student_alone() -> None:
     """A student that answers the same whatever it sees leaves the generator nothing to disagree by."""
     at = setting()

@@ -125,7 +125,7 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("spaceshipnet", "official"): {
         "onehot": 0.5, "bn": 1.0, "mix": 0.7, "generator_steps": 200, "generator_lr": 1e-3, "generator_width": 64,
         "student_steps": 2000, "epochs": 200 * 2000 / 400, "criterion": "kl", "temperature": 30.0, "warmup": 0.0,
-        "reset": 0,
+        "reset": 0, "sample_mode": "eval",
     },
     # The release's script for CIFAR-10, ResNet-34 to ResNet-18; `sample` puts the generator into evaluation mode.
     ("cudfkd", "official"): {

@@ -159,3 +159,14 @@ def test_without_shapes_blend_draws_from_its_bank_alone(toy: Toy):
     method.update()
     assert method.shapes is None
     assert method.sample(16).images.shape == (16, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("batch", "share", "shown"), [(1, 0.5, 0), (2, 0.2, 0), (16, 0.02, 0), (2, 1.0, 2)])
+def test_a_share_may_come_to_no_shape_or_to_shapes_alone(toy: Toy, batch: int, share: float, shown: int):
+    method = Blend(toy(batch_size=batch), BlendConfig(shapes=share, generator_steps=1, generator_width=8, latent=8))
+    method.update()
+    assert method.shapes is not None
+    shapes = {bytes(i.flatten().tolist()) for i in method.shapes.images.flatten(0, 1)}
+    images = (method.sample(batch).images * 255).round().to(torch.uint8)
+    assert sum(bytes(i.flatten().tolist()) in shapes for i in images) == shown
+    assert len(images) == batch

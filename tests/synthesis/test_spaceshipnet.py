@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from datafree import losses
 from datafree.domain import Domain
 from datafree.synthesis.imaging import Imaging
-from datafree.synthesis.setting import Setting
+from datafree.synthesis.setting import Pace, Setting
 from datafree.synthesis.spaceshipnet import (
     SpaceshipNet,
     SpaceshipNetConfig,
@@ -166,6 +167,50 @@ def test_copies_are_counted_and_kept() -> None:
     assert made.made == 18
     assert made.store.bank is not None
     assert len(made.store.bank) == 18
+
+
+def test_the_clock_ends_a_rounds_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step and each copy takes a second of a run of thirty: a round has three of each."""
+    now = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    made = method(copies=1000)
+    made.setting.pace = Pace(seconds=30.0)
+    made.update()
+    assert made.made == 3 * 6
+
+
+@pytest.mark.parametrize(("feed", "rendered"), [("bank", 3), ("last", 1), ("fresh", 0)])
+def test_no_batch_is_rendered_that_no_student_sees(feed: Any, rendered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = method(copies=3, feed=feed)
+    calls, render = list[int](), made._render
+
+    def watch(latents: Tensor) -> Tensor:
+        calls.append(len(latents))
+        return render(latents)
+
+    monkeypatch.setattr(made, "_render", watch)
+    made.update()
+    assert len(calls) == rendered
+    assert made.made == 6 * max(rendered, 1)
+
+
+@pytest.mark.parametrize(("copies", "mixed"), [(0, False), (4, True)])
+def test_fresh_images_are_mixed_where_copies_are(copies: int, mixed: bool) -> None:
+    made, other = (method(copies=copies, feed="fresh", mix=mix) for mix in (1.0, 0.0))
+    other.imaging.load_state_dict(made.imaging.state_dict())
+    images, plain = made.sample(6).images, other.sample(6).images
+    assert torch.allclose(images, plain, atol=1e-4) != mixed
+
+
+@pytest.mark.parametrize("generator", ["small", "dcgan"])
+def test_copies_may_be_rendered_by_running_statistics(generator: Any) -> None:
+    """An image is then its own: the others of its batch make no difference to it."""
+    for mode, alone in (("eval", True), ("train", False)):
+        made = method(sample_mode=mode, mix=0.0, generator=generator)
+        made.update()
+        latents = made.imaging.latents(6)
+        whole, part = made._render(latents), made._render(latents[:2])
+        assert torch.allclose(whole[:2], part, atol=1e-5) == alone
 
 
 def test_a_probability_is_a_probability() -> None:

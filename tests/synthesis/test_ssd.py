@@ -147,3 +147,9 @@ def test_a_batch_that_is_not_from_the_bank_leaves_priorities_alone(toy: Toy) -> 
     before = bank.priorities.clone()
     method.observe(Batch(torch.zeros(4, 3, 8, 8)), torch.zeros(4, 4), torch.ones(4, 4))
     assert torch.equal(bank.priorities, before)
+
+
+def test_a_correction_of_one_undoes_the_priorities_from_the_start(toy: Toy) -> None:
+    method = filled(toy, 0.0, priority=1.0, correction=1.0)
+    method.update()
+    assert method.beta == 1.0

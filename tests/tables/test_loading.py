@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from datafree.config import fields_of, light_config
+from datafree.evaluation.protocols import PROTOCOLS
+from datafree.synthesis import load_method
 from datafree.tables import find_tables, load_table
-from datafree.tables.defaults import JOBS
+from datafree.tables.defaults import JOBS, presets_of, protocols
 from datafree.tables.kinds import TYPES
 from datafree.tables.loading import METHODS
 from datafree.tables.specs import with_budget
@@ -197,6 +199,61 @@ def test_the_hash_follows_what_decides_the_result_and_nothing_else(tmp_path):
         ("[published.a]", "[cells.a]\nnoise = 'x'\n[published.a]", 23, "cells.a.noise is 'x': give a section"),
         ("value = 88.01", "value = '88'", 23, "published.a.noise.value is '88': give a number"),
         ("value = 88.01", "spread = 'a', value = 88.01", 23, "published.a.noise.spread is 'a': give a number"),
+        ("[published.a]\nnoise =", "[published.x.noise]\n#", 22, "unknown group 'x'"),
+        ("value = 88.01", "value = nan", 23, "value is nan: give a number from 0 to 100"),
+        ("value = 88.01", "value = inf", 23, "value is inf: give a number from 0 to 100"),
+        ("value = 88.01", "value = -5", 23, "value is -5: give a number from 0 to 100"),
+        ("value = 88.01", "value = 190", 23, "value is 190: give a number from 0 to 100"),
+        ("value = 88.01", "value = 88, tolerance = -5", 23, "tolerance is -5: give a number of 0 or more"),
+        ("value = 88.01", "value = 88, tolerance = nan", 23, "tolerance is nan: give a number of 0 or more"),
+        ("value = 88.01", "value = 88, spread = -1", 23, "spread is -1: give a number of 0 or more"),
+        ("[options]", "tolerance = -1\n[options]", 4, "tolerance is -1: give a number of 0 or more"),
+        ("DAFL, Table 1", "  ", 23, "source is '  ': give a text that is not blank"),
+        # What stands for groups and rows that have no cell.
+        ('title = "Group A"', "rows = ['start']", 23, "published: group 'a' has no row 'noise'"),
+        (
+            "[published.a]",
+            "[groups.b]\nrows=['noise']\n[cells.b.start]\nx = 1\n[published.a]",
+            24,
+            "cells: group 'b' has",
+        ),
+        (
+            "[rows.noise]",
+            "[rows.noise]\ngroups = ['a']\n[groups.b]\nrows = ['start']\n[rows.dafl]\ngroups = ['b']",
+            21,
+            "rows.dafl.groups has 'b', whose own rows leave 'dafl' out",
+        ),
+        (
+            "[rows.noise]",
+            "[groups.b]\nrows = ['noise']\n[rows.noise]\ngroups = ['a']",
+            17,
+            "groups.b.rows has 'noise', whose own groups leave 'b' out",
+        ),
+        # A row that meets a group of another job.
+        (
+            "[rows.noise]",
+            "[groups.b]\njob = 'condense'\n[rows.noise]",
+            18,
+            "'noise' is no method of condense: .* .in groups.b: keep the row out of it",
+        ),
+        (
+            "[rows.noise]",
+            "[groups.b]\njob = 'condense'\n[rows.noise]\ngroups = ['a']",
+            23,
+            "unknown condensation method 'blend'.* .in groups.b: keep the row out of it",
+        ),
+        # What was found after hours: ways to judge, presets, devices.
+        ('title = "Group A"', "evaluation = { protocol = 'vicoo' }", 12, "unknown protocol 'vicoo': did you mean vico"),
+        ("inherit = false", "preset = 'x'", 20, "unknown preset of blend 'x': there is none"),
+        (
+            'method = "blend", inherit = false',
+            "method = 'dafl', preset = 'ofical'",
+            20,
+            "unknown preset of dafl 'ofical': did you mean official",
+        ),
+        ("inherit = false", "device = 'cudaa'", 20, "device is 'cudaa': give auto, cpu, cuda or cuda:N"),
+        ("inherit = false", "download = true", 20, "download is no option of a table: give reproduce --download"),
+        ("threads = 1", "download = false", 5, "download is no option of a table"),
         # Options: their types, networks and data.
         ("inherit = false", "temperature = 'hot'", 20, "--temperature is 'hot': give a number"),
         ("inherit = false", "steps = 2.5", 20, "--steps is 2.5: give a whole number"),
@@ -247,6 +304,20 @@ def test_whose_method_a_row_has(tmp_path, row, method):
     assert cell.options.get("method") == method
 
 
+def test_what_a_longer_text_quotes_is_no_line_of_the_table(tmp_path):
+    notes = "notes = QQQ\n[options]\nthread = 1\nQQQ\nmetric = QQQof one lineQQQ\n".replace("QQQ", "'" * 3)
+    path = written(tmp_path, SMALL.replace("[options]", f"{notes}[options]").replace("threads = 1", "thread = 1"))
+    with pytest.raises(ValueError, match="unknown option 'thread'") as caught:
+        load_table(path)
+    assert str(caught.value).startswith(f"{path}:10: ")
+
+
+def test_presets_and_protocols_are_read_without_torch():
+    for method in METHODS["train"]:
+        assert presets_of("train", method) == tuple(getattr(load_method(method), "PRESETS", {}))
+    assert protocols() == tuple(PROTOCOLS)
+
+
 def test_what_torch_alone_knows_is_not_refused(tmp_path):
     text = SMALL.replace('"lenet5_half"', '"torchvision:resnet18"').replace('"nets.py:make"', '"timm:vit"')
     assert load_table(written(tmp_path, text)).cells[0].options["student"] == "torchvision:resnet18"
@@ -275,6 +346,6 @@ def test_a_table_is_utf_8_with_or_without_a_mark(tmp_path):
     path = tmp_path / "smoke.toml"
     path.write_text(text, encoding="utf-8-sig")
     assert load_table(path).title == load_table("digits-smoke").title
-    path.write_bytes("title = 'für'".encode("latin-1"))
-    with pytest.raises(ValueError, match=rf"{path} is not UTF-8 .*: save it as UTF-8"):
+    path.write_bytes("layout = 'rows'\ntitle = 'für'".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{path}:2: not UTF-8 .*: save it as UTF-8"):
         load_table(path)

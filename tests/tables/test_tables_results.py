@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from datafree.tables import load_table, read_results, render
 from datafree.tables.defaults import defaults_of
 from datafree.tables.rendering import _scores, in_cell
-from datafree.tables.results import current, make_content, read_result, without_folders
+from datafree.tables.results import current, lacking, make_content, read_result, without_folders
+from datafree.tables.specs import digest_of
 
 TABLE = """\
 title = "A table"
@@ -56,7 +58,7 @@ def keep(table: Any, folder: Path, row: str, number: int, accuracy: float | None
     }  # fmt: skip
     error = "loss is NaN | at step 3" if accuracy is None else None
     made = make_content(
-        cell, number, seconds=10, defaults=defaults_of(cell.job, cell.options), result=result, error=error
+        cell, number, seconds=10, defaults=defaults_of(cell.job, cell.options), result=result, error=error, run={}
     )
     content = {**made, **more}
     folder.mkdir(exist_ok=True)
@@ -110,32 +112,152 @@ def test_a_matrix_has_rows_by_groups(table, tmp_path):
     page = "\n".join(render(matrix, read_results(tmp_path / "t"), tmp_path / "t.md"))
     assert "| method | Group A | b |" in page
     assert "| dafl | not run (91) | – |" in page
-    assert ")** (60 ± 0.5) | not run |" in page
+    assert ")** (60 ± 0.5; +0.0) | not run |" in page
+
+
+def test_a_matrix_tells_as_much_as_rows_do(table, tmp_path):
+    path, folder = tmp_path / "t.toml", tmp_path / "t"
+    text = 'layout = "matrix"\n' + TABLE + '\n[groups.b]\ncost = "gpu"\noptions = { student = "resnet8" }\n'
+    path.write_text(text, encoding="utf-8")
+    matrix = load_table(path)
+    # By hand: mean 58.0, sample standard deviation sqrt((4 + 0 + 4) / 2) = 2; 58 - 60 = -2.
+    kept = [keep(matrix, folder, "noise", seed, accuracy) for seed, accuracy in enumerate((0.56, 0.58, 0.6))]
+    failed = [keep(matrix, folder, "dafl", 0, None), keep(matrix, folder, "dfq", 0, None)]
+    kept.append(keep(matrix, folder, "dfq", 1, 0.93))
+    lines = render(matrix, read_results(folder), tmp_path / "t.md")
+    page = "\n".join(lines)
+    assert f"| noise | **[58.00 ± 2.00 (3)](t/{kept[0].name})** (60 ± 0.5; −2.0*) | not run |" in page
+    assert "| dafl | failed (91) | not run |" in page
+    assert f"| dfq | **[93.00](t/{kept[3].name})**; 1 failed (92.5; +0.5) | not run |" in page
+    assert (
+        "In brackets: as published; what was measured less that, in points. A * marks what falls short by more" in page
+    )
+    assert "Cost of a cell: gpu for noise, dafl, dfq at b; minutes for all others." in page
+    links = " ".join(f"[{seed}](t/{file.name})" for seed, file in enumerate(kept[:3]))
+    both = f"[0](t/{failed[1].name}) [1](t/{kept[3].name})"
+    assert f"* Group A: noise (1,000 steps, 10 s) {links}; dafl (1,000 steps) [0](t/{failed[0].name}); dfq (" in page
+    assert f"; dfq (1,000 steps, 10 s) {both}" in page
+    assert r"* dafl at Group A, seed 0: loss is NaN \| at step 3" in page
+    assert r"* dfq at Group A, seed 0: loss is NaN \| at step 3" in page
+    assert not any(line.startswith("* b") for line in lines)
+
+
+def test_a_matrix_of_one_cost_says_it_once(table, tmp_path):
+    path = tmp_path / "t.toml"
+    path.write_text('layout = "matrix"\ncost = "gpu"\n' + TABLE, encoding="utf-8")
+    lines = render(load_table(path), [], tmp_path / "t.md")
+    assert "Cost of a cell: gpu." in lines
+    assert not any(line.startswith("Runs") or line.startswith("Failed") for line in lines)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"status": "fine"}, "status 'fine'"),
-        ({"schema": 9}, "schema 9"),
-        ({"seed": 0.5}, "'seed' is 0.5"),
+        ({"status": "fine"}, "status is 'fine' in the place of one of done, failed"),
+        ({"schema": 9}, "schema is 9 in the place of 1"),
+        ({"seed": 0.5}, "seed is 0.5 in the place of a whole number"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 1}, "seed is 1, its spec has 0"),
+        ({"cell": "dafl"}, "cell is 'dafl' in the place of a text such as"),
+        ({"cell": "a/noise"}, "its cell, seed and hash make the name a-noise-0-"),
+        ({"hash": "0" * 16}, "hash is '0000000000000000', that of its spec is '"),
+        ({"spec": {}}, "no 'job' in its spec"),
+        ({"spec": {"job": "sell", "options": {}, "teacher": None, "evaluation": None}}, "spec.job is 'sell'"),
+        ({"defaults": []}, r"defaults is \[\] in the place of a section, or null"),
+        ({"seconds": float("nan")}, "seconds is nan in the place of a number of 0 or more"),
+        ({"curve": ["a"]}, r"curve is \['a'\] in the place of a list of \[step"),
+        ({"curve": [[1, 2.0, 17]]}, "curve is "),
+        ({"run": None}, "no 'run'"),
+        ({"scores": {}}, "scores is {} in the place of null"),
         ({"extra": 1}, "unknown key 'extra'"),
         ({"status": "failed"}, "a failed result has an error"),
         ({"result": {"steps": 3}}, "no number 'student_accuracy'"),
         ({"result": {**DONE, "student_accuracy": None}}, "no number 'student_accuracy'"),
-        ({"result": {**DONE, "student_accuracy": float("nan")}}, "no number 'student_accuracy'"),
-        ({"result": {**DONE, "images": True}}, "no number 'images'"),
-        ({"result": {**DONE, "steps": "3"}}, "no number 'steps'"),
-        ({"scores": None, "spec": {"job": "condense"}, "result": CONDENSED}, "no number 'accuracy_mean' in its scores"),
+        ({"result": {**DONE, "student_accuracy": float("nan")}}, "result.student_accuracy is nan in the place of a"),
+        ({"result": {**DONE, "student_accuracy": 17}}, "result.student_accuracy is 17 in the place of a number from"),
+        ({"result": {**DONE, "student_accuracy": -3}}, "result.student_accuracy is -3"),
+        ({"result": {**DONE, "images": True}}, "result.images is True"),
+        ({"result": {**DONE, "steps": "3"}}, "result.steps is '3'"),
+        ({"result": {**DONE, "peak_rss_mb": "x"}}, "result.peak_rss_mb is 'x'"),
+        ({"result": {**DONE, "agreement": float("nan")}}, "result.agreement is nan"),
+        ({"result": {**DONE, "teacher_accuracy": [1]}}, r"result.teacher_accuracy is \[1\]"),
     ],
 )
 def test_a_malformed_result_is_named_with_file_and_line(table, tmp_path, change, words):
     path = keep(table, tmp_path / "t", "dafl", 0, 0.5, **change)
     with pytest.raises(ValueError, match=words) as caught:
         read_results(tmp_path / "t")
-    key = next(iter(change))
-    line = next(n for n, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if f'"{key}"' in text)
-    assert str(caught.value).startswith(f"{path}:{line}: ") or key == "status"
+    key, value = next(iter(change.items()))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    line = next(n for n, text in enumerate(lines, 1) if f'"{key}":' in text)
+    if wrong := re.match(rf"{key}\.(\w+) ", words):
+        line = next(n for n, text in enumerate(lines[line:], line + 1) if f'"{wrong[1]}":' in text)
+    assert str(caught.value).startswith(f"{path}:{line}: ") or (key, value) == ("run", None), caught.value
+    assert str(caught.value).endswith(": remove the file and run the cell again")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (None, "no number 'accuracy_mean' in its scores"),
+        ({"networks": 0}, "scores.networks is 0 in the place of a whole number above 0"),
+        ({"random_accuracy_mean": 0.5}, "no number 'random_accuracy_std' in its scores"),
+        ({"archs": []}, r"scores.archs is \[\] in the place of a section"),
+        ({"archs": {"mlp": 3}}, "scores.archs.mlp is 3 in the place of a section"),
+        ({"archs": {"mlp": {}}}, "no number 'accuracy_mean' in its scores.archs.mlp"),
+    ],
+)
+def test_scores_that_the_page_cannot_show_are_named(tmp_path: Path, change: Any, words: str) -> None:
+    path, folder = tmp_path / "c.toml", tmp_path / "c"
+    path.write_text(CONDENSING.replace("LAYOUT", ""), encoding="utf-8")
+    keep_set(load_table(path), folder, "dm", 0, None if change is None else scored(0.5, **change))
+    with pytest.raises(ValueError, match=words):
+        read_results(folder)
+
+
+def test_a_run_is_finished_by_what_its_file_is_read_by() -> None:
+    assert lacking("train", DONE, None) is None
+    wrong = {**DONE, "agreement": float("nan")}
+    assert lacking("train", wrong, None) == "result.agreement is nan in the place of a number from 0 to 1, or null"
+    assert lacking("condense", CONDENSED, {}) == "no number 'accuracy_mean' in its scores"
+
+
+def test_a_result_of_another_table_and_what_is_no_file_are_named(table, tmp_path):
+    path = keep(table, tmp_path / "t", "dafl", 0, 0.5)
+    assert len(read_results(tmp_path / "t", "t")) == 1
+    with pytest.raises(ValueError, match=rf"{path}:\d+: a result of the table 't' among those of 'u'"):
+        read_results(tmp_path / "t", "u")
+    (tmp_path / "t" / "x.json").mkdir()
+    with pytest.raises(ValueError, match=r"x\.json cannot be read \(Is a directory\): move it elsewhere"):
+        read_results(tmp_path / "t")
+
+
+def test_a_spec_that_was_edited_is_no_result_of_its_cell(table, tmp_path):
+    path = keep(table, tmp_path / "t", "dafl", 0, 0.5)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["spec"]["options"]["steps"] = 9
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"hash is .*, that of its spec is "):
+        read_result(path)
+    content["hash"] = digest_of(content["spec"])  # another cell's result under this one's name
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{path}:1: its cell, seed and hash make the name a-dafl-0-"):
+        read_result(path)
+
+
+def test_two_files_of_a_seed_are_one_run(table, tmp_path):
+    path = keep(table, tmp_path / "t", "dafl", 0, 0.5)
+    again = path.with_name(f"{path.stem}-old1.json")
+    again.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    found, others = current(table, read_results(tmp_path / "t"))
+    assert [result.path for result in found["a/dafl"]] == [path]
+    assert [result.path for result in others] == [again]
+    page = "\n".join(render(table, read_results(tmp_path / "t"), tmp_path / "t.md"))
+    assert "| dafl | 1,000 steps | **50.00** |" in page
+    assert f"Not counted, of a seed that has another file: [a/dafl, seed 0](t/{again.name}) 50.00." in page
+    assert "Superseded" not in page
+    path.unlink()
+    assert current(table, read_results(tmp_path / "t"))[0]["a/dafl"][0].path == again
 
 
 def test_torn_json_is_named_with_its_line(table, tmp_path):
@@ -224,7 +346,7 @@ def keep_set(table: Any, folder: Path, row: str, seed: int, scores: Any, **resul
     cell = next(cell for cell in table.cells if cell.row == row)
     given = {**CONDENSED, "steps": 400, "total_seconds": 100.0, "preparation_seconds": 20.0, **result}
     made = make_content(
-        cell, seed, seconds=100, defaults=defaults_of(cell.job, cell.options), result=given, scores=scores
+        cell, seed, seconds=100, defaults=defaults_of(cell.job, cell.options), result=given, scores=scores, run={}
     )
     folder.mkdir(exist_ok=True)
     (folder / cell.file_name(seed)).write_text(json.dumps(made), encoding="utf-8")
@@ -258,8 +380,8 @@ def test_a_step_of_condensing_is_timed_without_what_was_prepared(tmp_path: Path)
 
 def test_a_result_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "a.json"
-    path.write_bytes('{"table": "für"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=rf"{path}:1: not UTF-8 .*: remove the file"):
+    path.write_bytes('{"schema": 1,\n"table": "für"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{path}:2: not UTF-8 .*: remove the file"):
         read_result(path)
 
 
