@@ -39,6 +39,7 @@ class DC:
     READS: tuple[str, ...] = (
         "augmentation", "augmentation_mode", "label_lr", "nets", "net_pool", "net_steps", "zca",
     )  # fmt: skip
+    SOFT_AT_END = True  # matching reads learned labels alone; soft ones are made of the images at the end
 
     def __init__(self, setting: Setting, config: DCConfig) -> None:
         self.setting, self.config, self.learner = setting, config, Learner(setting, config)

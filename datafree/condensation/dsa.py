@@ -30,6 +30,7 @@ class DSA:
     Config = DSAConfig
     LOOP: Mapping[str, Any] = {**DC.LOOP, "augmentation": "color_crop_cutout_flip_scale_rotate"}
     READS: tuple[str, ...] = DC.READS
+    SOFT_AT_END = True  # matching reads learned labels alone; soft ones are made of the images at the end
 
     def __init__(self, setting: Setting, config: DSAConfig) -> None:
         self.setting, self.config, self.learner = setting, config, Learner(setting, config, augmented=True)

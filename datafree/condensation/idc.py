@@ -76,6 +76,7 @@ class IDC:
         "image_momentum": 0.5,
     }
     READS: tuple[str, ...] = DC.READS
+    SOFT_AT_END = True  # matching reads learned labels alone; soft ones are made of the images at the end
 
     def __init__(self, setting: Setting, config: IDCConfig) -> None:
         self.setting, self.config = setting, config

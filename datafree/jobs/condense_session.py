@@ -159,9 +159,14 @@ class CondenseSession:
         synthetic, method = self.synthetic, self.plan.method
         if (finish := getattr(self.objective, "finish", None)) is not None:
             finish(synthetic)
-        elif synthetic.label_logits is not None and "label_lr" not in method.READS:
+        elif synthetic.label_logits is not None and not self._counted(method):
             logits = self.labeller(synthetic.decoded().detach(), synthetic.decoded_classes)
             synthetic.label_logits = torch.nn.Parameter(logits, False)
+
+    def _counted(self, method: type[Any]) -> bool:
+        """Whether terms depend on the labels: on any logits, or on learned ones alone (`SOFT_AT_END`)."""
+        learned = self.plan.config.labels == "learned"
+        return "label_lr" in method.READS and (learned or not getattr(method, "SOFT_AT_END", False))
 
     def result_set(self) -> CondensedSet:
         """The condensed set of the moment, brought back into [0, 1]."""

@@ -450,8 +450,12 @@ def killed(cell: Any, path: Path, number: int, said: str = "") -> Child:
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.with_suffix(".log")
     log.write_text(said, encoding="utf-8")
-    with subprocess.Popen(["sh", "-c", f"kill -{number} $$"], stdin=subprocess.PIPE) as process:
-        process.wait()
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child of `nohup` would inherit that it is ignored
+    try:
+        with subprocess.Popen(["sh", "-c", f"kill -{number} $$"], stdin=subprocess.PIPE) as process:
+            process.wait()
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
     assert process.stdin is not None
     return Child(cell, 0, process, process.stdin, 1, path, log)
 
