@@ -13,6 +13,7 @@ from datafree.config import TrainConfig, replace
 from datafree.jobs.planning import Networks, Plan, network_costs
 from datafree.models.memory import MEMORY, in_memory
 from datafree.runs import environment
+from datafree.teacher import Normalised
 
 NETWORKS = ("teacher", "arch", "student")  # what may be a network in the place of a name
 
@@ -25,8 +26,12 @@ def split_options(config: TrainConfig, options: Mapping[str, Any]) -> tuple[Trai
 
 
 def part_networks(options: Mapping[str, Any]) -> tuple[Networks, dict[str, Any]]:
-    """Parts networks that stand for a name (`teacher`, `arch`, `student`) from the options; their names stay there."""
+    """Parts networks that stand for a name (`teacher`, `arch`, `student`) from the options; their names stay there.
+
+    A result's `student` comes without its normalisation where it is to be trained, or read into: the run has its own.
+    """
     networks = {k: v for k, v in options.items() if isinstance(v, nn.Module)}
+    networks |= {k: v.network for k, v in networks.items() if k != "teacher" and isinstance(v, Normalised)}
     return networks, {**options, **{k: in_memory(v) for k, v in networks.items()}}
 
 

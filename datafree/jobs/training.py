@@ -116,6 +116,9 @@ def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent, **netwo
     """
     run = Run.open(out)
     about = run.manifest()
+    networks |= part_networks(networks)[0]
+    if networks and about.get("job") != "train":
+        raise ValueError(f"{run.path} holds a {about.get('job')} run, which was given no networks: leave them out")
     if about.get("job") == "condense":
         return resume_condense(out, say=say, show=show)
     if about.get("job") == "pretrain":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import datafree
 from datafree.models import build_model, load_model
+from datafree.teacher import Normalised
 
 SHAPE = (1, 8, 8)
 SHORT: dict[str, Any] = {
@@ -109,6 +110,8 @@ def test_resumes_to_the_last_bit_with_the_same_networks_alone(tmp_path: Path, ne
         datafree.resume(run)
     with pytest.raises(ValueError, match="teacher Own, student Own"):
         datafree.resume(run, **nets, arch=nets["teacher"])
+    with pytest.raises(ValueError, match="teacher Own, student Own"):
+        datafree.resume(run, **nets, arch="resnet8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="memory:Own has changed since the run began"):
         datafree.resume(run, teacher=Own(), student=nets["student"])
     with pytest.raises(ValueError, match="the student is another network than the run's"):
@@ -127,6 +130,22 @@ def test_our_own_results_are_normalised_once(nets: dict[str, Any]) -> None:
         assert torch.allclose(second.teacher(images), first.teacher(images))
         with pytest.raises(ValueError, match="has its own normalisation: leave mean and std out"):
             datafree.load_teacher(again, shape=SHAPE, mean=(0.5,))
+
+
+def test_a_students_own_normalisation_is_left_out(tmp_path: Path, nets: dict[str, Any]) -> None:
+    inner = nets["student"]
+    wrapped = Normalised(inner, [0.1], [3.0])
+    one = datafree.train(**nets, data="digits", out=tmp_path / "one", **SHORT)
+    two = datafree.train(teacher=nets["teacher"], student=wrapped, data="digits", out=tmp_path / "two", **SHORT)
+    assert same(one.student.state_dict(), two.student.state_dict())
+    again = datafree.resume(tmp_path / "two", teacher=nets["teacher"], student=wrapped)
+    assert same(again.student.state_dict(), one.student.state_dict())
+
+
+def test_a_run_of_another_job_takes_no_networks(tmp_path: Path, nets: dict[str, Any]) -> None:
+    datafree.condense(data="digits", method="random", ipc=1, out=tmp_path / "set", threads=1)
+    with pytest.raises(ValueError, match="holds a condense run, which was given no networks: leave them out"):
+        datafree.resume(tmp_path / "set", **nets)
 
 
 def test_what_is_around_a_network_is_left_out(nets: dict[str, Any]) -> None:
