@@ -175,7 +175,7 @@ def _foreign(values: dict[str, Any]) -> Any:
     """The set that --images and --labels give."""
     from datafree.data import data_domain
     from datafree.domain import make_domain
-    from datafree.jobs.judging import foreign_set
+    from datafree.jobs.foreign import foreign_set
 
     if values["data"] is None:
         raise click.UsageError("--images needs --data NAME: the data that the set was made from")

@@ -19,7 +19,6 @@ import json
 import math
 import tempfile
 import time
-import zlib
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,16 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datafree import parallel
+from datafree.condensation.expert_files import (
+    INDEX,
+    Experts,
+    about_shard,
+    checksum,
+    missing_experts,
+    read_index,
+    shard,
+    whole_experts,
+)
 from datafree.condensation.setting import Setting, operations_a_second
 from datafree.condensation.unrolling import Forward, flat, quick
 from datafree.config import TrajectoryOptions
@@ -41,7 +50,6 @@ from datafree.runs import atomic_write, write_json
 from datafree.training import TermError
 
 FORMAT = 1
-INDEX = "index.json"
 STEP_IMAGES = 500  # what a run whose length is in steps may spend on experts, a step
 RECORDS = 24  # of an expert, where nothing else is said
 
@@ -142,33 +150,6 @@ def _hash(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-class Experts:
-    """Recorded experts.
-
-    Args:
-        folder: where the files are.
-        key: what their files must bear.
-        count: how many are used.
-        records: of each after the first parameters.
-        seconds: what recording them took, in this call or an earlier one.
-    """
-
-    def __init__(self, folder: Path, key: str, count: int, records: int, seconds: float) -> None:
-        self.folder, self.key, self.count, self.records, self.seconds = folder, key, count, records, seconds
-
-    def at(self, expert: int, *records: int, device: torch.device | str = "cpu") -> list[Tensor]:
-        """An expert's parameters, float32 (P,), at each of the `records` from 0 (the first parameters) on."""
-        from safetensors import safe_open
-
-        with safe_open(shard(self.folder, expert), framework="pt") as file:
-            start, moves = file.get_tensor("start"), file.get_slice("moves")
-            return [(start + moves[r - 1].float() if r else start).to(device) for r in records]
-
-
-def shard(folder: Path, expert: int) -> Path:
-    return folder / f"expert-{expert:04d}.safetensors"
-
-
 def find_experts(setting: Setting, options: TrajectoryOptions) -> Experts:
     """The experts of a condensation: those of `--expert-folder`, or of the cache, where missing ones are made.
 
@@ -194,7 +175,7 @@ def needed_experts(setting: Setting, options: TrajectoryOptions) -> tuple[str, i
     recipe = scaled_recipe(setting, options)
     key = _key(_about(setting, recipe))
     folder = _default_folder(setting, key)
-    missing = recipe.count if folder is None else len(_missing(folder, key, recipe.count))
+    missing = recipe.count if folder is None else len(missing_experts(folder, key, recipe.count))
     if missing:
         where = (
             "have to be made" if missing == recipe.count else f"{missing} have to be made, the others are in {folder}"
@@ -207,7 +188,7 @@ def needed_experts(setting: Setting, options: TrajectoryOptions) -> tuple[str, i
 
 def open_experts(setting: Setting, folder: Path, count: int | None = None) -> Experts:
     """The experts in a folder, all or the first `count`. Raises ValueError as `find_experts`."""
-    index = _read_index(folder)
+    index = read_index(folder)
     if index is None:
         raise ValueError(f"{folder} holds no experts: datafree experts --out {folder} records them")
     mine = describe(setting)
@@ -220,7 +201,7 @@ def open_experts(setting: Setting, folder: Path, count: int | None = None) -> Ex
                 else ", or of more or fewer of its images (--validation)"
             )
             raise ValueError(f"the experts in {folder} are of {what}{hint}: record some with datafree experts")
-    whole = _whole(folder, index["key"], count)
+    whole = whole_experts(folder, index["key"], count)
     if lost := [number for number, about in enumerate(whole) if not about["finite"]]:
         raise ValueError(
             f"expert {lost[0] + 1} of {folder} diverged, some of its records are NaN or infinite: record others with "
@@ -246,12 +227,12 @@ def record(setting: Setting, recipe: Recipe, folder: Path | None = None, *, rate
     if folder is None:
         folder = Path(parallel.from_first(tempfile.mkdtemp(prefix="datafree-"))) / f"experts-{key}"
     records = recipe.steps // recipe.every
-    held = _read_index(folder)
+    held = read_index(folder)
     if held is not None and held["key"] != key:
         raise ValueError(f"{folder} holds experts of another recipe, network or data: give another --out")
     # The first process's list for all: a process that looks for itself may find what another has made by then, and
     # shares of different lists leave experts out.
-    missing: list[int] = json.loads(parallel.from_first(json.dumps(_missing(folder, key, recipe.count))))
+    missing: list[int] = json.loads(parallel.from_first(json.dumps(missing_experts(folder, key, recipe.count))))
     if missing:
         size = sum(math.prod(shape) for shape in about["network"]["parameters"])
         megabytes = len(missing) * size * (4 + 2 * records) / 1e6
@@ -270,7 +251,7 @@ def record(setting: Setting, recipe: Recipe, folder: Path | None = None, *, rate
             _leave(folder, key)
             raise TermError(f"{error}: give a lower {rate_flag}, which is {recipe.lr:g}") from None
     parallel.latest(0.0)  # all wait for all
-    whole = _whole(folder, key, recipe.count)
+    whole = whole_experts(folder, key, recipe.count)
     return Experts(folder, key, len(whole), records, sum(s["seconds"] for s in whole))
 
 
@@ -287,12 +268,6 @@ def _default_folder(setting: Setting, key: str) -> Path | None:
     return None if setting.cache is None else setting.cache / f"experts-{key}"
 
 
-def _missing(folder: Path, key: str, count: int) -> list[int]:
-    """The experts whose files are not there or torn, or hold what is not finite."""
-    found = (about_shard(shard(folder, i), key) for i in range(count))
-    return [i for i, about in enumerate(found) if about is None or not about["finite"]]
-
-
 class _DivergedError(Exception):
     """An expert's parameters are NaN or infinite, or have gone farther than half precision reaches."""
 
@@ -304,17 +279,6 @@ def _leave(folder: Path, key: str) -> None:
         (folder / INDEX).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else is there
             folder.rmdir()
-
-
-def _whole(folder: Path, key: str, most: int | None) -> list[dict[str, Any]]:
-    """What the experts' files say of themselves, from the first on to the first that is missing."""
-    found: list[dict[str, Any]] = []
-    while most is None or len(found) < most:
-        about = about_shard(shard(folder, len(found)), key)
-        if about is None:
-            break
-        found.append(about)
-    return found
 
 
 def _record_one(setting: Setting, recipe: Recipe, index: int, file: Path, key: str) -> bool:
@@ -350,7 +314,7 @@ def _record_one(setting: Setting, recipe: Recipe, index: int, file: Path, key: s
                 )
     tensors = {"start": start.cpu(), "moves": torch.stack(moves)}
     seconds = time.monotonic() - begin
-    about = {"key": key, "crc": _checksum(tensors), "seconds": round(seconds, 2)}
+    about = {"key": key, "crc": checksum(tensors), "seconds": round(seconds, 2)}
     atomic_write(file, save(tensors, metadata={"datafree": json.dumps(about)}))
     setting.say(
         f"expert {index + 1} of {recipe.count}: {seconds:.0f} s, {sum(right) / len(right):.0%} right at its end"
@@ -379,33 +343,3 @@ def train_step(forward: Forward, network: nn.Module, images: Tensor, labels: Ten
         # A rate beyond single precision is infinite there: torch would raise what is no word for a person.
         torch._foreach_add_(parameters, gradient, alpha=-min(recipe.lr, torch.finfo(torch.float32).max))
     return logits
-
-
-def _checksum(tensors: dict[str, Tensor]) -> int:
-    return zlib.crc32(tensors["moves"].numpy().data, zlib.crc32(tensors["start"].numpy().data))
-
-
-def about_shard(file: Path, key: str) -> dict[str, Any] | None:
-    """What a whole file of that key says of itself, and whether all it holds is "finite".
-
-    None where it is missing, torn, or of something else.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as archive:
-            about: dict[str, Any] = json.loads((archive.metadata() or {})["datafree"])
-            tensors = {name: archive.get_tensor(name) for name in ("start", "moves")}
-        if about["key"] != key or about["crc"] != _checksum(tensors):
-            return None
-        return {**about, "finite": all(bool(tensor.isfinite().all()) for tensor in tensors.values())}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _read_index(folder: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return content if {"key", "records", "about"} <= set(content) else None
-    except (OSError, ValueError, TypeError):
-        return None

@@ -1,7 +1,8 @@
 """The public whole jobs: one call each, from a configuration to a written run. They print nothing."""
 
 from datafree.jobs.condensing import Condensed, condense, dry_run_condense, resume_condense
-from datafree.jobs.judging import evaluate_set, foreign_set
+from datafree.jobs.foreign import foreign_set
+from datafree.jobs.judging import evaluate_set
 from datafree.jobs.loading import load_student, load_teacher
 from datafree.jobs.pretraining import pretrain, resume_pretrain
 from datafree.jobs.recording import record_experts

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from datafree.data import Data, load_data, validation_split
-from datafree.data.condensed import FILE, CondensedSet, check_images, load_condensed
-from datafree.data.sources import cache_folder, split_name
+from datafree.data.condensed import FILE, CondensedSet, load_condensed
+from datafree.data.sources import split_name
 from datafree.data.wrapped import from_dataset
 from datafree.domain import DOMAINS, Domain
-from datafree.evaluation.condensed import class_counts, random_part, score_set
+from datafree.evaluation.condensed import class_counts, score_set
 from datafree.evaluation.networks import Forward
 from datafree.evaluation.protocols import Protocol, arch_for, named_protocol, tiles_for
 from datafree.jobs.loading import load_teacher, normalised
 from datafree.jobs.machine import find_device
+from datafree.jobs.real_images import on_all_images, on_random_images
 from datafree.jobs.same_data import check_same_data
 from datafree.jobs.scoring import check_teacher_options
 from datafree.jobs.set_labels import check_labels, probabilities, ranking_scores
 from datafree.models import build_model
-from datafree.runs import write_json
-
-# One network on all real images, for comparison: it is trained once a data set, protocol and network.
-WHOLE_STEPS = 4000
 
 
 def is_condensed(path: str) -> bool:
@@ -153,11 +148,11 @@ def evaluate_set(
     )
     counts = stored_counts(condensed)
     for arch in archs:
-        random = _random(held, protocol, arch, counts, make, common, whitening is not None, relabel)
+        random = on_random_images(held, protocol, arch, counts, make, common, whitening is not None, relabel)
         result["archs"][arch] |= random
         if arch == archs[0]:
             result |= random
-    whole_accuracy = _whole(
+    whole_accuracy = on_all_images(
         held, archs[0], make, place, precision, whitening is not None, compute=whole or rank, say=say
     )
     if rank:
@@ -181,86 +176,6 @@ def evaluate_set(
         "seed": seed,
         **condensed.budget(),
     }
-
-
-def foreign_set(
-    images: str | Path | Tensor,
-    labels: str | Path | Tensor,
-    *,
-    domain: Domain,
-    space: str = "pixel",
-    learning_rate: float | None = None,
-) -> CondensedSet:
-    """A condensed set of others.
-
-    Args:
-        images: a tensor (N, C, H, W), or a file with one (.pt, .npy, or .safetensors with one tensor).
-        labels: class numbers (N,), or soft labels as logits (N, classes); likewise.
-        domain: what the images are of; its mean and std are undone for `space="normalised"`.
-        space: "pixel" for [0, 1] (uint8 is divided by 255), "normalised" for (x - mean) / std.
-        learning_rate: the set's own, if any.
-
-    Pixels of a normalised set are cut to [0, 1], since it was learned without bounds.
-
-    Raises:
-        ValueError: what the file holds does not fit; soft labels are probabilities, which would be softmaxed again.
-    """
-    x, y = read_tensor(images), read_tensor(labels)
-    if x.dim() != 4 or tuple(x.shape[1:]) != domain.shape:
-        raise ValueError(f"the images have the shape {tuple(x.shape)}: give (N, C, H, W) of {domain.shape} images")
-    if x.dtype == torch.uint8:
-        x = x.float() / 255
-    if space == "normalised":
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (domain.mean, domain.std))
-        x = (x.float() * std + mean).clamp(0, 1)
-    elif space != "pixel":
-        raise ValueError(f"--space {space}: give pixel or normalised")
-    x = x.float().contiguous()
-    check_images(x, domain)
-    y = y.float() if y.is_floating_point() else y.long()
-    if y.is_floating_point() and y.dim() == 2 and len(y) and bool((y >= 0).all() & ((y.sum(1) - 1).abs() < 1e-3).all()):
-        raise ValueError("these look like probabilities: give logits, such as labels.clamp_min(1e-8).log()")
-    return CondensedSet(images=x, labels=y, domain=domain, learning_rate=learning_rate, info={"method": "foreign"})
-
-
-def read_tensor(source: str | Path | Tensor) -> Tensor:
-    """The tensor that a file holds; no code is executed.
-
-    Raises:
-        ValueError: the file cannot be read or holds something else.
-    """
-    if isinstance(source, Tensor):
-        _check_dense(source)
-        return source.detach().cpu()
-    path = Path(source)
-    try:
-        held: Any
-        if path.suffix == ".npy":
-            import numpy as np
-
-            held = torch.from_numpy(np.load(path, allow_pickle=False))
-        elif path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors = load_file(path)
-            held = next(iter(tensors.values())) if len(tensors) == 1 else None
-        else:
-            held = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is not there: name a file that holds a tensor") from None
-    except Exception as error:  # whatever a foreign file may hold
-        raise ValueError(
-            f"{path} cannot be read as a tensor ({type(error).__name__}): save one with torch.save"
-        ) from error
-    if not isinstance(held, Tensor):
-        raise ValueError(f"{path} holds {type(held).__name__}, not one tensor: save the tensor alone with torch.save")
-    _check_dense(held)
-    return held.detach()
-
-
-def _check_dense(tensor: Tensor) -> None:
-    if tensor.layout != torch.strided:
-        raise ValueError("a sparse tensor: give tensor.to_dense()")
 
 
 def stored_counts(condensed: CondensedSet) -> list[int]:
@@ -334,103 +249,3 @@ def _left_out(condensed: CondensedSet, say: Callable[[str], None]) -> bool | Non
             "with --validation to choose settings"
         )
     return bool(said)
-
-
-def _fingerprint(data: Data) -> str:
-    """Of the tensors' sizes and a thousandth of their content."""
-    digest = hashlib.sha256()
-    for tensor in (data.x_train, data.y_train, data.x_test, data.y_test):
-        if tensor is not None:
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.flatten()[:: max(1, tensor.numel() // 1_000_000)].cpu().numpy().tobytes())
-    domain = data.domain
-    digest.update(repr((domain.mean, domain.std)).encode())
-    if domain.flip != (DOMAINS[domain.name].flip if domain.name in DOMAINS else domain.shape[0] == 3):
-        digest.update(f"flip {domain.flip}".encode())  # as --flip or --no-flip has it; figures without keep their key
-    return digest.hexdigest()
-
-
-def _cached(kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
-    """A small result by all that it depends on; computed (and kept) where it is not there."""
-    text = json.dumps(key, sort_keys=True, default=str)
-    path = cache_folder() / "scores" / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]
-        return held
-    except (OSError, ValueError, KeyError):
-        pass
-    if compute is None:
-        return None
-    result = compute()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"key": json.loads(text), "result": result})
-    except (OSError, ValueError):  # a cache that cannot be written is no reason to fail
-        pass
-    return result
-
-
-def _random(
-    data: Data,
-    protocol: str | Protocol,
-    arch: str,
-    counts: list[int],
-    make: Callable[[str], nn.Module],
-    common: dict[str, Any],
-    whitened: bool,
-    relabel: Forward | None,
-) -> dict[str, Any]:
-    """The random subset's part of `score_set`. It is not kept where its labels are a teacher's."""
-
-    def compute() -> dict[str, Any]:
-        return random_part(data, protocol, arch, counts=counts, make=make, relabel=relabel, **common)
-
-    about = protocol if isinstance(protocol, str) else dataclasses.asdict(protocol)
-    taught = "teacher" in common or relabel is not None
-    key = {
-        "data": _fingerprint(data), "protocol": about, "arch": arch, "counts": counts, "networks": common["networks"],
-        "seed": common["seed"], "precision": common["precision"], "whitened": whitened, "version": 1,
-    }  # fmt: skip
-    found = compute() if taught or ":" in arch else _cached("random", key, compute)
-    assert found is not None
-    return found
-
-
-def _whole(
-    data: Data,
-    arch: str,
-    make: Callable[[str], nn.Module],
-    device: torch.device,
-    precision: str,
-    whitened: bool,
-    *,
-    compute: bool,
-    say: Callable[[str], None],
-) -> float | None:
-    """Accuracy of one network trained on all real images; None where it is not cached and not asked for.
-
-    A file's network is never cached: its path does not say what is in it.
-    """
-    kept = ":" not in arch
-    key = {
-        "data": _fingerprint(data), "arch": arch, "steps": WHOLE_STEPS, "precision": precision, "whitened": whitened,
-        "version": 1,
-    }  # fmt: skip
-
-    def train() -> dict[str, Any]:
-        later = " (kept for later)" if kept else ""
-        say(f"training {arch} on all of {data.domain.name} for {WHOLE_STEPS:,} steps{later}")
-        assert data.x_train is not None and data.y_train is not None
-        protocol = Protocol(
-            steps=WHOLE_STEPS, batch_size=128, lr=0.02, schedule="cosine", augmentation="crop_flip", mode="all"
-        )
-        scores = score_set(
-            data.x_train, data.y_train, data, protocol, archs=[arch], networks=1, random=False, make=make,
-            device=device, precision=precision,
-        )  # fmt: skip
-        return {"accuracy": scores["accuracy_mean"]}
-
-    if not kept:
-        return float(train()["accuracy"]) if compute else None
-    found = _cached("whole", key, train if compute else None)
-    return None if found is None else float(found["accuracy"])

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datafree.condensation.experts import INDEX, make_recipe, record
+from datafree.condensation.expert_files import INDEX
+from datafree.condensation.experts import make_recipe, record
 from datafree.config import CondenseConfig, ExpertsConfig, MachineConfig, replace
 from datafree.data import Data
 from datafree.jobs.condense_planning import condense_plan, make_setting

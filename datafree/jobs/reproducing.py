@@ -1,43 +1,19 @@
-"""`reproduce`: the missing cells of a table are run, each in a process of its own, and the table is rendered."""
+"""`reproduce`: the missing cells of a table are run, and the table is rendered."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
-from datafree.config import parse_duration
-from datafree.jobs.standing import (
-    clear_left,
-    clear_logs,
-    held,
-    hold_log,
-    is_left,
-    lock_of,
-    locked,
-    release,
-    stands,
-    work_of,
-)
-from datafree.runs import atomic_write, write_json
-from datafree.tables import Cell, Table, TableResult, load_table, read_results, render
-from datafree.tables.defaults import defaults_of
-from datafree.tables.results import current, make_content, outdated
-from datafree.tables.specs import COSTS, find_tables, tables_folder, with_budget
-
-POLL_SECONDS = 0.1
-# By these a person or the system ends all that runs: the cell goes on later. One killed by any other has failed.
-INTERRUPTS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+from datafree.jobs.choosing import allowed_costs, at_length, choose, parse_shard, twins
+from datafree.jobs.scheduling import Scheduler, full_name, outcome
+from datafree.jobs.standing import clear_left, clear_logs, held, is_left, lock_of, locked, stands
+from datafree.runs import atomic_write
+from datafree.tables import Cell, Table, load_table, read_results, render
+from datafree.tables.results import current, outdated
+from datafree.tables.specs import find_tables, tables_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +134,6 @@ def preview(
     return rows + [(name, f"one with {other}") for name, other in twins(read, cells, budget, costs).items()]
 
 
-def full_name(cell: Cell, seed: int) -> str:
-    return f"{cell.name}, seed {seed}"
-
-
 def _todo(
     table: Table,
     cells: Sequence[str],
@@ -219,216 +191,3 @@ def status(out: str | Path) -> list[tuple[Table, int, int]]:
 def _finished(table: Table, folder: Path) -> int:
     found, _ = current(table, read_results(folder / table.name, table.name))
     return sum(any(result.done for result in results) for results in found.values())
-
-
-def choose(table: Table, patterns: Sequence[str], budget: str | None, costs: Sequence[str]) -> list[Cell]:
-    """The cells that are asked for, in the table's order; a cell that is named is run whatever it costs.
-
-    Cells that are one spec at the budget are one cell.
-    """
-    chosen = _chosen(table, patterns, costs)
-    if budget is None:
-        return chosen
-    parse_duration(budget)
-    of = at_length(table, budget)
-    return list({of[cell.name].name: of[cell.name] for cell in chosen}.values())
-
-
-def at_length(table: Table, budget: str) -> dict[str, Cell]:
-    """Name in the table -> its cell at the budget; of those that are one spec then, the first for all of them."""
-    first: dict[str, Cell] = {}
-    cells = {cell.name: with_budget(cell, budget) for cell in table.cells}
-    return {name: first.setdefault(cell.digest(0), cell) for name, cell in cells.items()}
-
-
-def twins(table: Table, patterns: Sequence[str], budget: str | None, costs: Sequence[str] | None) -> dict[str, str]:
-    """Name at the budget of each cell that is asked for -> that of the cell that is run in its place."""
-    if budget is None:
-        return {}
-    of = at_length(table, budget)
-    names = {with_budget(c, budget).name: of[c.name].name for c in _chosen(table, patterns, allowed_costs(costs))}
-    return {name: other for name, other in names.items() if name != other}
-
-
-def _chosen(table: Table, patterns: Sequence[str], costs: Sequence[str]) -> list[Cell]:
-    for pattern in patterns:
-        if not any(_matches(cell, pattern) for cell in table.cells):
-            names = ", ".join(cell.name for cell in table.cells[:8])
-            more = ", ..." if len(table.cells) > 8 else ""
-            raise ValueError(f"{table.name} has no cell {pattern!r}: take GROUP/ROW of {names}{more}")
-    if patterns:
-        return [cell for cell in table.cells if any(_matches(cell, pattern) for pattern in patterns)]
-    return [cell for cell in table.cells if cell.cost in costs]
-
-
-def _matches(cell: Cell, pattern: str) -> bool:
-    return fnmatchcase(cell.name, pattern) or fnmatchcase(f"{cell.group}/{cell.row}", pattern)
-
-
-def allowed_costs(costs: Sequence[str] | None) -> Sequence[str]:
-    """The classes given; without any, what this machine can be asked to do."""
-    if costs:
-        for cost in costs:
-            if cost not in COSTS:
-                raise ValueError(f"--cost {cost}: take {', '.join(COSTS)}")
-        return costs
-    import torch
-
-    return COSTS if torch.cuda.is_available() else COSTS[:2]
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """(i, n) of "i/n".
-
-    Raises:
-        ValueError: not of that form, or i is not below n.
-    """
-    first, slash, second = text.partition("/")
-    if slash and first.isdecimal() and second.isdecimal() and int(first) < int(second):
-        return int(first), int(second)
-    raise ValueError(f"--shard {text}: give i/n with i from 0 to n - 1, such as 0/8")
-
-
-@dataclass
-class Scheduler:
-    """Runs cells side by side, in order; a cell of several threads takes as many places.
-
-    Attributes:
-        order: what all children are told.
-        folder: of the results; the children's words go to runs/CELL.PID.log there, with our own number.
-        jobs: places.
-        say: called with a line a cell.
-    """
-
-    order: dict[str, Any]
-    folder: Path
-    jobs: int
-    say: Callable[[str], None]
-
-    def run(self, missing: Sequence[tuple[Cell, int]]) -> list[tuple[str, str]]:
-        """Returns what could not be run here, with the reason."""
-        waiting, running, skipped = list(missing), list[Child](), list[tuple[str, str]]()
-        done = 0
-        try:
-            while waiting or running:
-                while waiting and self._places(waiting[0][0]) <= self.jobs - sum(c.places for c in running):
-                    running.append(self._start(*waiting.pop(0)))
-                for child in [child for child in running if child.process.poll() is not None]:
-                    running.remove(child)
-                    done += 1
-                    self.say(f"[{done}/{len(missing)}] {child.name}: {self.outcome(child, skipped)}")
-                time.sleep(POLL_SECONDS)
-        finally:
-            for child in running:  # interrupted: they have the signal, or get it by the end of their stdin
-                child.close()
-            for child in running:
-                child.process.wait()
-                child.log.unlink(missing_ok=True)
-        return skipped
-
-    def _places(self, cell: Cell) -> int:
-        return max(1, min(cell.threads or 1, self.jobs))
-
-    def _start(self, cell: Cell, seed: int) -> Child:
-        places = self._places(cell)
-        threads = cell.threads or (1 if self.jobs > 1 else None)
-        path = self.folder / cell.file_name(seed)
-        log = work_of(path).with_name(f"{path.stem}.{os.getpid()}.log")  # others may wait for this cell
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-        with open(log, "wb") as words:
-            hold_log(words)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "datafree.jobs.cell"],
-                stdin=subprocess.PIPE,
-                stdout=words,
-                stderr=words,
-                env=environment,
-            )
-        assert process.stdin is not None
-        order = {**self.order, "cell": cell.name, "seed": seed, "threads": threads}
-        process.stdin.write(json.dumps(order).encode() + b"\n")
-        process.stdin.flush()
-        return Child(cell, seed, process, process.stdin, places, path, log)
-
-    def outcome(self, child: Child, skipped: list[tuple[str, str]]) -> str:
-        """What became of a cell whose process has ended, in a few words; adds to what was skipped.
-
-        Raises:
-            KeyboardInterrupt: it was interrupted.
-        """
-        child.close()
-        code, words = child.process.returncode, child.words()
-        result = held(child.path)
-        if code in (0, 2, 130):  # it has said all; of a crash the log stays
-            child.log.unlink(missing_ok=True)
-        if result is not None and (code == 0 or stands(child.cell, result, self.order["retry"])):
-            child.log.unlink(missing_ok=True)
-            return outcome(result)
-        reason = words[-1] if words else f"its process ended with {code}"
-        if code in (130, -2, -15):
-            raise KeyboardInterrupt("interrupted; the same command goes on")
-        if code < 0 and -code not in INTERRUPTS and (result := record_death(child, self.order["keep"])) is not None:
-            child.log.unlink(missing_ok=True)
-            return outcome(result)
-        skipped.append((child.name, reason))
-        return f"not run: {reason}"
-
-
-@dataclass
-class Child:
-    """A running cell."""
-
-    cell: Cell
-    seed: int
-    process: subprocess.Popen[bytes]
-    stdin: IO[bytes]
-    places: int
-    path: Path
-    log: Path
-    begun: float = field(default_factory=time.monotonic)
-
-    @property
-    def name(self) -> str:
-        return full_name(self.cell, self.seed)
-
-    def words(self) -> list[str]:
-        """The lines that it has said; none where somebody has removed them."""
-        try:
-            return self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        except FileNotFoundError:
-            return []
-
-    def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self.stdin.close()
-
-
-def record_death(child: Child, keep: bool) -> TableResult | None:
-    """Writes down that a cell has failed whose process was killed, and could not do so itself.
-
-    None, and nothing is written, where another process is at the cell by now, or has a result of it.
-    """
-    number = -child.process.returncode
-    name = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
-    hint = " (was there too little memory?)" if number == signal.SIGKILL else ""
-    error = ": ".join([f"its process was killed by {name}{hint}", *child.words()[-1:]])
-    with locked(lock_of(child.path), wait=False, remove=True) as mine:
-        if not mine or held(child.path) is not None:
-            return None
-        cell = child.cell
-        defaults = defaults_of(cell.job, cell.options)
-        seconds = time.monotonic() - child.begun
-        write_json(child.path, make_content(cell, child.seed, seconds=seconds, defaults=defaults, error=error))
-        release(work_of(child.path), keep)
-    return held(child.path)
-
-
-def outcome(result: TableResult) -> str:
-    """A result in a few words."""
-    content = result.content
-    if not result.done:
-        return f"failed: {content['error']}"
-    found = content["scores"] or content["result"]
-    value = next(found[name] for name in ("accuracy_mean", "student_accuracy", "accuracy") if name in found)
-    return f"{100 * value:.2f} % after {content['seconds']:.0f} s"

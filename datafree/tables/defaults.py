@@ -24,7 +24,7 @@ CLASS_DEFAULTS = ("LOOP", "FEW_IMAGES", "STUDENT", "WITHOUT_STATISTICS")
 JOBS_FOLDER = Path(__file__).parent.parent / "jobs"
 JOB_DEFAULTS = {
     "train": ("filling.py", ("WITHOUT_NORM", "RATE_BATCH", "RATES")),
-    "condense": ("condense_planning.py", ("DEFAULTS", "FEW")),
+    "condense": ("condense_defaults.py", ("DEFAULTS", "FEW")),
     "pretrain": ("pretraining.py", ("DEFAULTS",)),
 }
 # They change how a run is written down or shown, and nothing that it finds.

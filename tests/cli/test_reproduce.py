@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from datafree.jobs.cell import run_cell
-from datafree.jobs.reproducing import Scheduler, full_name
+from datafree.jobs.scheduling import Scheduler, full_name
 from datafree.tables import load_table
 
 TINY = """\

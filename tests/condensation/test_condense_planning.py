@@ -18,10 +18,8 @@ from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import CondenseConfig, fields_of, replace
 from datafree.data.wrapped import from_dataset
+from datafree.jobs.condense_defaults import LOOP_READS, SELECTION_READS, check_read
 from datafree.jobs.condense_planning import (
-    LOOP_READS,
-    SELECTION_READS,
-    check_read,
     condense_plan,
     from_manifest,
     make_setting,

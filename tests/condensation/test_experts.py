@@ -19,16 +19,14 @@ from torch.nn import functional as F
 
 from datafree import parallel
 from datafree.condensation.datm import DATM, DATMConfig
+from datafree.condensation.expert_files import INDEX, checksum, shard
 from datafree.condensation.experts import (
-    INDEX,
     Recipe,
-    _checksum,
     describe,
     find_experts,
     make_recipe,
     record,
     scaled_recipe,
-    shard,
     train_step,
 )
 from datafree.condensation.mtt import MTT, MTTConfig, last_start
@@ -326,7 +324,7 @@ def test_a_folder_with_an_expert_that_diverged_is_refused(tmp_path: Path) -> Non
         about = json.loads(file.metadata()["datafree"])
     held = load_file(shard(folder, 1))
     held["moves"][-1, 3] = torch.inf
-    about["crc"] = _checksum(held)
+    about["crc"] = checksum(held)
     save_file(held, shard(folder, 1), metadata={"datafree": json.dumps(about)})
     options = MTTConfig(expert_folder=str(folder))
     with pytest.raises(ValueError, match=f"^expert 2 of {folder} diverged, .*: record others with datafree experts"):

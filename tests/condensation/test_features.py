@@ -32,7 +32,7 @@ from datafree.data import Data, load_data
 from datafree.data.augmentation import parse_augmentation
 from datafree.data.tensors import to_float
 from datafree.domain import make_domain
-from datafree.jobs.condense_planning import DEFAULTS
+from datafree.jobs.condense_defaults import DEFAULTS
 from datafree.models import build_model
 from datafree.models.convnet import ConvNet
 from datafree.teacher import Normalised

@@ -17,7 +17,7 @@ from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import CondenseConfig, replace
 from datafree.domain import Domain
-from datafree.jobs.condense_planning import DEFAULTS
+from datafree.jobs.condense_defaults import DEFAULTS
 from datafree.models import build_model
 from datafree.teacher import Normalised
 from datafree.training import Clock

@@ -33,7 +33,7 @@ from datafree.data.augmentation import parse_augmentation
 from datafree.data.formation import decode
 from datafree.data.mixing import cutmix
 from datafree.domain import make_domain
-from datafree.jobs.condense_planning import DEFAULTS
+from datafree.jobs.condense_defaults import DEFAULTS
 from datafree.models.convnet import ConvNet
 from datafree.teacher import Normalised
 from datafree.training import Clock

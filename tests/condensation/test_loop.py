@@ -16,7 +16,7 @@ from datafree.condensation.loop import ImageTrainer, check_finite
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import CondenseConfig
 from datafree.jobs import condense, resume_condense
-from datafree.jobs.condense_planning import DEFAULTS
+from datafree.jobs.condense_defaults import DEFAULTS
 from datafree.training import TermError
 
 LABELS = torch.arange(3)

@@ -22,7 +22,7 @@ from datafree.condensation.synthetic import Synthetic
 from datafree.config import CondenseConfig, replace
 from datafree.data.augmentation import parse_augmentation
 from datafree.domain import Domain
-from datafree.jobs.condense_planning import DEFAULTS
+from datafree.jobs.condense_defaults import DEFAULTS
 from datafree.teacher import Normalised, Teacher
 from datafree.training import Clock
 

@@ -16,7 +16,8 @@ from datafree.data.wrapped import from_dataset
 from datafree.domain import DOMAINS
 from datafree.evaluation import condensed as scoring
 from datafree.evaluation.protocols import PROTOCOLS, Protocol
-from datafree.jobs.judging import evaluate_set, foreign_set
+from datafree.jobs.foreign import foreign_set
+from datafree.jobs.judging import evaluate_set
 
 QUICK = Protocol(steps=1, networks=1, arch="mlp", lr=0.02)
 ADAM = Protocol(steps=1, networks=1, arch="mlp", lr=0.001, optimizer="adamw")

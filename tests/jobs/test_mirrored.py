@@ -15,7 +15,7 @@ from datafree.config import TrainConfig
 from datafree.data import draw_crops
 from datafree.data.augmentation import parse_augmentation
 from datafree.domain import Domain
-from datafree.jobs import dry_run_condense, judging, pretraining
+from datafree.jobs import dry_run_condense, pretraining, real_images
 from datafree.jobs.beginnings import student_source
 
 FACING: dict[str, Any] = {"method": "random", "ipc": 1, "threads": 1}
@@ -86,7 +86,7 @@ def test_figures_of_random_images_keep_their_key_where_nothing_was_asked() -> No
         usual = (0.5,) * channels
         shape = (channels, 2, 2)
         domain = Domain(name=name, shape=shape, classes=2, mean=usual, std=usual, flip=flip)
-        return judging._fingerprint(datafree.Data(domain=domain, x_train=torch.zeros(1, *shape, dtype=torch.uint8)))
+        return real_images.fingerprint(datafree.Data(domain=domain, x_train=torch.zeros(1, *shape, dtype=torch.uint8)))
 
     assert key(True, 3) != key(False, 3)
     assert key(True, 3) == key(False, 3, "svhn"), "as without the rule: neither differs from its data's"

@@ -20,7 +20,9 @@ import pytest
 from datafree import jobs
 from datafree.jobs import reproduce
 from datafree.jobs.cell import NotHereError, run_cell, teacher_options, trained_teacher
-from datafree.jobs.reproducing import Child, Scheduler, choose, parse_shard, preview
+from datafree.jobs.choosing import choose, parse_shard
+from datafree.jobs.reproducing import preview
+from datafree.jobs.scheduling import Child, Scheduler
 from datafree.jobs.standing import hold_log, locked
 from datafree.report.compared import read_runs
 from datafree.report.comparison import table as compared_table
