@@ -24,7 +24,7 @@ WHOLE_STEPS = 4000
 
 
 def fingerprint(data: Data) -> str:
-    """Of the tensors' sizes and a thousandth of their content."""
+    """Of the tensors' sizes and about a million values of each."""
     digest = hashlib.sha256()
     for tensor in (data.x_train, data.y_train, data.x_test, data.y_test):
         if tensor is not None:
