@@ -78,7 +78,10 @@ def _text(lines: list[str]) -> str:
 
 
 def short_table() -> str:
-    """The README's table: of each group, at each length, the default and the best other method; and the baselines."""
+    """The README's table: of each group, at each length, the default and the best other method; and the baselines.
+
+    A group of baselines alone is left out.
+    """
     lines = ["| | method | length | accuracy |", "|---|---|---|---|"]
     for name in SHOWN:
         table = load_table(name)
@@ -117,7 +120,8 @@ def _shown(table: Table, group: str, found: dict[str, list]) -> list[Cell]:  # t
     known = {length(c) for c in defaults}
     variants = [c for c in run if c.row.startswith(DEFAULTS) and length(c) not in known]  # such as frepo-60m
     others = [c for c in run if c.row not in BASELINES and not c.row.startswith(DEFAULTS)]
-    return [*defaults, *best(variants), *best(others), *baselines]
+    methods = [*defaults, *best(variants), *best(others)]
+    return [*methods, *baselines] if methods else []
 
 
 def rendered(readme: str) -> str:
