@@ -78,12 +78,12 @@ def in_cell(text: str) -> str:
 
 
 def _not_run(cells: Sequence[Cell]) -> str:
-    """By length and cost, each with what was published."""
+    """By length and cost, each with what was published. A title may hold commas."""
     parts: dict[str, list[str]] = {}
     for cell in cells:
         text = cell.title + (f" ({cell.published})" if cell.published else "")
         parts.setdefault(f"{length(cell)} ({cell.cost})".strip(), []).append(text)
-    return "; ".join(f"{', '.join(names)} at {what}" for what, names in parts.items()) + "."
+    return "; ".join(f"{' · '.join(names)} at {what}" for what, names in parts.items()) + "."
 
 
 def _columns(cells: Sequence[Cell], columns: Columns) -> list[str]:

@@ -632,7 +632,7 @@ def test_cells_that_are_one_spec_at_a_budget_are_run_once(tiny, tmp_path, monkey
         ("a/one@2s, seed 0", "minutes, to run"), ("a/longer@2s", "one with a/one@2s"),
     ]  # fmt: skip
     page = (tmp_path / "out" / "tiny.md").read_text(encoding="utf-8")
-    assert "Not run: one, two, three at 2s" in page
+    assert "Not run: one · two · three at 2s" in page
 
 
 def test_a_file_that_is_not_the_cells_result_stops_all(tiny, tmp_path):
