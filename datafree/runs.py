@@ -26,14 +26,18 @@ from torch import nn
 import datafree
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+NEW = f".{CHECKPOINT}.new"
 LOCK = ".lock"  # there while a run is written
 SAMPLES = "sampling.json"  # what `sample` writes first: the pictures beside it are its own
 _OURS = (
-    "result.json", "metrics.jsonl", "report.html", CHECKPOINT, PREVIOUS, f".{CHECKPOINT}.new", "condensed.safetensors",
+    "result.json", "metrics.jsonl", "report.html", CHECKPOINT, PREVIOUS, NEW, "condensed.safetensors",
 )  # fmt: skip
-_NETWORKS = ("student.safetensors", "generator.safetensors", "model.safetensors", "teacher.safetensors")
+_TEACHER = "teacher.safetensors"  # written before run.json
 # What some other program made may bear these names too: they are ours beside one of the marks, which go last.
-_COMMON = ("images", "tensorboard", "evaluation.json", "card.md", "labels.safetensors")
+_COMMON = (
+    "images", "tensorboard", "evaluation.json", "card.md", "labels.safetensors", "student.safetensors",
+    "generator.safetensors", "model.safetensors",
+)  # fmt: skip
 _MARKS = (SAMPLES, "run.json")
 
 
@@ -59,7 +63,7 @@ def atomic_write(path: Path, content: bytes | memoryview | str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError:
+        except BaseException:  # a second Ctrl-C too
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
@@ -143,7 +147,7 @@ class Run:
             )
             raise ValueError(f"{self.path} is not empty (it holds {held[0]}): {advice}")
         known = set(_MARKS) & set(held)
-        for ours in (*_OURS, *_NETWORKS, *(_COMMON if known else ()), *_MARKS):
+        for ours in (*_OURS, _TEACHER, *(_COMMON if known else ()), *_MARKS):
             _remove(self.path / ours)
 
     def lock(self) -> Run:
@@ -157,6 +161,8 @@ class Run:
             self._lock = _flock(self.path / LOCK)
         if self._lock is None:
             raise ValueError(f"another run is being written in {self.path}: wait for its end, or give another --out")
+        for torn in self.path.glob(f".{NEW}.*.tmp"):  # by a process that was killed: nobody else writes checkpoints now
+            torn.unlink(missing_ok=True)
         return self
 
     def unlock(self) -> None:
@@ -207,7 +213,7 @@ class Run:
         buffer = BytesIO()
         torch.save({**state, "metrics_bytes": position}, buffer)
         path = self.path / CHECKPOINT
-        fresh = self.path / f".{CHECKPOINT}.new"
+        fresh = self.path / NEW
         atomic_write(fresh, buffer.getbuffer())
         with _writing(path):
             if path.exists():
@@ -317,6 +323,11 @@ def _remove(path: Path) -> None:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """None where the file was torn. One that may not be read is not taken for that: it would be written over."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         with zipfile.ZipFile(path) as archive:
             # torch reads nothing for an entry that is marked as a folder (0x10), and no checksum covers that mark.

@@ -422,10 +422,24 @@ def test_force_that_is_interrupted_can_be_given_again(
 
 def test_force_keeps_what_others_call_by_the_same_name(tmp_path: Path) -> None:
     """Nothing says that it is a run's."""
-    fill(tmp_path, "card.md", "evaluation.json", "images/sea.png")
+    fill(tmp_path, "card.md", "config.json", "evaluation.json", "images/sea.png", "model.safetensors")
     with Run.create(tmp_path, "x", force=True):
         pass
-    assert names(tmp_path) == ["card.md", "evaluation.json", "images"]
+    assert names(tmp_path) == ["card.md", "config.json", "evaluation.json", "images", "model.safetensors"]
+
+
+def test_what_a_killed_write_of_a_checkpoint_left_is_removed(tmp_path: Path) -> None:
+    others = (".checkpoint.pt.new", ".notes.tmp", "run.json")
+    fill(tmp_path, "..checkpoint.pt.new.123.tmp", *others)
+    with Run.open(tmp_path).lock():
+        assert set(names(tmp_path)) == {*others, ".lock"}
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_torn_one(tmp_path: Path) -> None:
+    """It would be written over, though nothing is wrong with it."""
+    (tmp_path / CHECKPOINT).mkdir()  # root may read every file
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read: "):
+        Run(tmp_path).load_checkpoint()
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def condense(**values: Any) -> None:
     """
     _, method_config = click.get_current_context().meta["method"]
     common, own = given(values, CondenseConfig), given(values, method_config)
-    out, quiet = values["out"], values["quiet"]
+    out, quiet = values["out"], Display(values["quiet"]).quiet  # of several processes one prints the result
     if values["resume"]:
         others = [*common, *own, *(n for n in ("config", "force", "dry_run") if values[n])]
         _print_result(resume(KIND, "resume_condense", out, others, quiet), quiet)

@@ -27,7 +27,7 @@ def run(**values: Any) -> None:
 
     with Display(values["quiet"]) as display:
         result = record_experts(config, out=values["out"], say=display.say)
-    if not values["quiet"]:
+    if not display.quiet:
         rows = [("experts", f"{result['experts']}, {result['records']} records each")]
         rows += [("time", f"{result['seconds']:.0f} s of recording"), ("disk", f"{result['bytes'] / 1e6:,.0f} MB")]
         click.echo(table([*rows, ("folder", result["folder"])]))

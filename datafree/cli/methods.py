@@ -108,12 +108,14 @@ class MethodCommand(click.Command):
 
 
 def _peek(args: list[str], flag: str) -> str | None:
+    """The value that click will take: of a flag that is given twice, the last."""
+    value = None
     for i, arg in enumerate(args):
         if arg == flag and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(f"{flag}="):
-            return arg.partition("=")[2]
-    return None
+            value = args[i + 1]
+        elif arg.startswith(f"{flag}="):
+            value = arg.partition("=")[2]
+    return value
 
 
 def read_config(path: str, kind: Kind) -> Saved:

@@ -45,7 +45,7 @@ def run(**values: Any) -> None:
             result = jobs.resume_pretrain(folder, say=display.say, show=display.show)
         else:
             result = jobs.pretrain(config, out=out, force=values["force"], say=display.say, show=display.show)
-    if not values["quiet"]:
+    if not display.quiet:
         rows = [("network", f"{result['student']} on {result['data']}"), ("test accuracy", percent(result["accuracy"]))]
         rows += [("time", f"{result['total_seconds']:.0f} s, {result['steps']:,} steps"), ("file", result["file"])]
         click.echo(table(rows))

@@ -178,7 +178,7 @@ def load_condensed(path: str | Path, *, device: str | torch.device = "cpu") -> C
     """
     from safetensors import SafetensorError, safe_open
 
-    file = Path(path)
+    file = Path(path).expanduser()  # no shell does, in condensed:~/set
     if file.is_dir():
         file /= FILE
     if not file.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def from_dataset(
         check_largest(int(y.max()), len(y), len(y))
     classes = known.pop("classes", int(y.max()) + 1)
     domain = make_domain(name=None, shape=tuple(x.shape[1:]), classes=classes, **known)
-    domain = type(domain)(**{**domain.__dict__, "name": name})
+    domain = replace(domain, name=name)
     if int(y.max()) >= classes:
         raise ValueError(f"the label {int(y.max())} with {classes} classes: number the classes from 0")
     held: dict[str, Tensor] = {"x_train": x.to(device), "y_train": y.to(device)}

@@ -48,6 +48,8 @@ def common_maps(student: Maps, teacher: Maps) -> tuple[list[Tensor], list[Tensor
 def check_maps(student: nn.Module, teacher: nn.Module, image: Tensor) -> None:
     """Shows both networks an image (1, C, H, W), in evaluation mode. They, and what is drawn later, stay as they are.
 
+    Each may lie on a device of its own: a student is moved to the run's once all is known to fit.
+
     Raises:
         ValueError: they have no maps of one size.
     """
@@ -59,7 +61,7 @@ def check_maps(student: nn.Module, teacher: nn.Module, image: Tensor) -> None:
             watch_maps(teacher, 1.0) as theirs,
         ):
             for network in (student, teacher):
-                network.eval()(image)
+                network.eval()(image.to(next(network.parameters(), image).device))
     finally:
         for module, mode in modes.items():
             module.training = mode

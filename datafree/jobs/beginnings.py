@@ -101,4 +101,4 @@ def absolute_source(source: str | None) -> str | None:
     if source is None or source == "real":
         return source
     path, method = parse_source(source)
-    return f"condensed:{Path(path).resolve()}" + (f"+{method}" if method else "")
+    return f"condensed:{Path(path).expanduser().resolve()}" + (f"+{method}" if method else "")

@@ -313,8 +313,7 @@ def _teacher_file(plan: CondensePlan) -> dict[str, Any]:
 def from_manifest(about: Mapping[str, Any]) -> tuple[CondenseConfig, dict[str, Any]]:
     """Configuration and method options of a saved run."""
     try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}
-        config: CondenseConfig = replace(CondenseConfig(), values)
+        config: CondenseConfig = replace(CondenseConfig(), about["config"])
         return config, dict(about["method_options"])
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"

@@ -29,10 +29,6 @@ Show = Callable[[Mapping[str, Any]], None]
 Labeller = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def _silent(_: Any) -> None:
-    pass
-
-
 class CondenseSession:
     """What happens around the steps: logs, pictures, checkpoints. Rank 0 alone writes."""
 

@@ -29,6 +29,7 @@ from datafree.jobs.condense_planning import (
 from datafree.jobs.condense_session import CondenseSession, Say, Show
 from datafree.jobs.fresh import fresh_run
 from datafree.jobs.machine import prepare
+from datafree.jobs.paths import check_apart, data_path
 from datafree.jobs.session import Interrupted, interruptible
 from datafree.jobs.writing import write_set
 from datafree.report import render_report
@@ -84,8 +85,7 @@ def condense(
     """
     plan = _plan(config, data, options)  # whatever is wrong is found before anything is written
     config, taught = plan.config, plan.teacher_file
-    if taught is not None and out is not None and Path(taught["file"]).resolve().is_relative_to(Path(out).resolve()):
-        raise ValueError(f"--teacher {taught['file']} lies in --out {out}, which is overwritten: give another --out")
+    check_apart(out, {"--teacher": taught["file"] if taught else None, "--data": data_path(config.data)})
     name = f"condense-{config.method}"
     with fresh_run(out, name, force=force) as folder:
         for line in plan.choices:

@@ -50,8 +50,7 @@ def check_networks(about: Mapping[str, Any], networks: Networks) -> None:
 def from_manifest(about: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
     """Configuration and method options of a saved run."""
     try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}
-        config: TrainConfig = replace(TrainConfig(), values)
+        config: TrainConfig = replace(TrainConfig(), about["config"])
         about["teacher"]["sha256"], about["domain"]["shape"]  # what the jobs read besides
         return config, dict(about["method_options"])
     except (KeyError, TypeError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from datafree.data.sources import split_name
@@ -13,8 +14,26 @@ def absolute(name: str | None, *, is_path: bool = False) -> str | None:
         return None
     path, colon, function = name.rpartition(".py:")
     if colon:
-        return f"{Path(path).resolve()}{colon}{function}"
-    return str(Path(name).resolve()) if is_path and Path(name).exists() else name
+        return f"{Path(path).expanduser().resolve()}{colon}{function}"
+    file = Path(name).expanduser()
+    return str(file.resolve()) if is_path and file.exists() else name
+
+
+def check_apart(out: str | Path | None, inputs: Mapping[str, str | Path | None]) -> None:
+    """Raises ValueError where a file or folder of `inputs` (flag: path) lies in the folder that a run overwrites.
+
+    A name that is no path on this machine lies nowhere.
+    """
+    for flag, given in inputs.items():
+        path = None if given is None or out is None else Path(given).expanduser()
+        if path is not None and path.exists() and path.resolve().is_relative_to(Path(str(out)).resolve()):
+            raise ValueError(f"{flag} {given} lies in --out {out}, which is overwritten: give another --out")
+
+
+def data_path(name: str | None) -> str | None:
+    """PATH of npz:PATH and imagefolder:PATH; None of any other name."""
+    kind, _, path = (name or "").partition(":")
+    return path if path and kind in ("npz", "imagefolder") else None
 
 
 def absolute_data(name: str | None) -> str | None:

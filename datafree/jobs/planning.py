@@ -14,6 +14,7 @@ from torch import nn
 from datafree.config import TrainConfig, fields_of
 from datafree.data import Data, data_domain, find_data, load_data, validation_split
 from datafree.data.condensed import CondensedSet
+from datafree.data.domains import mirrored
 from datafree.distillation.attention import check_maps
 from datafree.distillation.sources import CondensedImages, Mixed, RealImages
 from datafree.domain import DOMAINS, Domain, parse_shape
@@ -42,6 +43,7 @@ from datafree.jobs.paths import absolute, absolute_data
 from datafree.models import build_model, next_smaller
 from datafree.models.build import one_line
 from datafree.parallel import world_size
+from datafree.synthesis.embeddings import WORDS
 from datafree.synthesis.setting import Setting
 from datafree.training import EPOCH_STEPS, Clock, make_clock
 
@@ -163,6 +165,8 @@ def make_plan(
         choices.append(inherit(network, teacher.teacher.network))
     method_config = fit_terms(method, method_config, options, teacher.teacher, warnings)
     method_config = fit_bank(method_config, {**own, **options}, domain, choices)
+    if (rows := getattr(method_config, "embedding", None)) not in (None, *WORDS):
+        method_config = dataclasses.replace(method_config, embedding=absolute(rows, is_path=True))
     test = _test_data(config, domain, choices, device)
     filled = dataclasses.replace(
         filled,
@@ -249,9 +253,7 @@ def _check_needs(plan: Plan) -> None:
 
 def _mirrored(domain: Domain, flip: bool | None) -> Domain:
     """The domain with flips as asked for. Grey things such as Fashion-MNIST's shoes all face one way: see blend.md."""
-    if flip and not domain.flip:
-        raise ValueError(f"--flip: mirror images of {domain.name} may have other labels; leave it out")
-    return dataclasses.replace(domain, flip=domain.flip and domain.shape[0] > 1 if flip is None else flip)
+    return mirrored(domain, False if flip is None and domain.shape[0] == 1 else flip)
 
 
 def _prior(config: TrainConfig, domain: Domain, device: torch.device) -> torch.Tensor | None:

@@ -24,7 +24,7 @@ from datafree.evaluation.cost import latencies, multiply_adds, parameters
 from datafree.jobs.fresh import fresh_run
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
-from datafree.jobs.paths import absolute, absolute_data
+from datafree.jobs.paths import absolute, absolute_data, check_apart, data_path
 from datafree.jobs.session import LOG_SECONDS, Interrupted, interruptible
 from datafree.models import build_model
 from datafree.runs import Run, atomic_write, environment, peak_rss_mb, save_network, write_json
@@ -83,6 +83,7 @@ def pretrain(
         Interrupted: Ctrl-C, after saving.
     """
     config = replace(config or PretrainConfig(), options)
+    check_apart(out, {"--data": data_path(config.data)})
     task = _prepare(config, prepare(config))
     name = f"pretrain-{config.arch.rpartition(':')[2]}"
     with fresh_run(out, name, force=force) as folder:
@@ -120,8 +121,7 @@ def resume_pretrain(
         say(f"the run in {folder.path} is finished")
         return finished
     try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}
-        config: PretrainConfig = replace(PretrainConfig(), values)
+        config: PretrainConfig = replace(PretrainConfig(), about["config"])
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"this is no run.json of datafree pretrain ({what}): start the run anew") from error
@@ -132,11 +132,11 @@ def resume_pretrain(
 
 def embedded_teacher(config: MachineConfig, path: Path, device: torch.device, say: Callable[[str], None]) -> str:
     """The embedded job's teacher: trained on the digits' training split into the file `path`, if it is not there."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(MachineConfig)}
+    about = PretrainConfig(**{**values, **EMBEDDED, "precision": "32"})
+    task = _prepare(about, device)  # also where the file is there: what is drawn next is then drawn alike
     if not path.exists():
-        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(MachineConfig)}
-        about = PretrainConfig(**{**values, **EMBEDDED, "precision": "32"})
         say(f"teacher: {about.arch}, trained on the training split of {about.data}, which is then forgotten")
-        task = _prepare(about, device)
         _train(task, lambda *_: False)
         result = _finish(task, path)
         say(f"teacher: {result['accuracy']:.1%} on the held-out split")
@@ -261,6 +261,10 @@ def _execute(
     main, clock, trainer = parallel.rank() == 0, task.clock, task.trainer
     logged = saved = time.monotonic()
 
+    def save() -> None:
+        if all(bool(p.isfinite().all()) for p in trainer.network.parameters()):  # else the next term will say so
+            folder.save_checkpoint(task.state_dict())
+
     def after_step(terms: Mapping[str, Tensor], _: Mapping[str, float]) -> bool:
         nonlocal logged, saved
         now = time.monotonic()
@@ -272,8 +276,7 @@ def _execute(
             folder.log(row)
             show({**row, "fraction": clock.fraction, "seconds_left": clock.seconds_left})
         if main and (stopping or now - saved >= task.config.checkpoint_every):
-            if all(bool(p.isfinite().all()) for p in trainer.network.parameters()):  # else the next term will say so
-                folder.save_checkpoint(task.state_dict())
+            save()
             saved = time.monotonic()
         return stopping
 
@@ -285,6 +288,8 @@ def _execute(
         with interruptible() as stop:
             if not _train(task, after_step):
                 raise Interrupted(folder.path, "pretrain")
+        if main:
+            save()  # whatever comes between this and the result, no step is taken again
         result = _finish(task, folder.path / "model.safetensors")
         if main:
             result |= latencies({"student": trainer.result}, task.domain.shape, task.device)

@@ -14,12 +14,14 @@ from torch import nn
 from datafree import parallel
 from datafree.config import TrainConfig
 from datafree.distillation import distill
+from datafree.distillation.sources import parse_source
 from datafree.evaluation.cost import parameters
 from datafree.jobs.condensing import resume_condense
 from datafree.jobs.fresh import fresh_run
 from datafree.jobs.loading import load_student
 from datafree.jobs.machine import prepare
 from datafree.jobs.manifest import check_networks, from_manifest, manifest, part_networks, split_options
+from datafree.jobs.paths import check_apart, data_path
 from datafree.jobs.planning import Networks, Plan, expected_memory_mb, make_plan
 from datafree.jobs.pretraining import embedded_teacher, resume_pretrain, untrained_teacher
 from datafree.jobs.session import Interrupted, Session, finish, interruptible
@@ -81,8 +83,8 @@ def train(
     networks, options = part_networks(options)
     config, options = split_options(config or TrainConfig(), options)
     device = prepare(config)
-    if config.teacher is not None and out is not None and _lies_in(config.teacher, out):
-        raise ValueError(f"--teacher {config.teacher} lies in --out {out}, which is overwritten: give another --out")
+    taught = None if config.source in (None, "real") else parse_source(str(config.source))[0]
+    check_apart(out, {"--teacher": config.teacher, "--source": taught, "--data": data_path(config.data)})
     plan = _first_plan(config, options, device, networks)  # whatever is wrong is found before anything is written
     name = f"train-{config.method}"
     with fresh_run(out, name, force=force) as run:
@@ -166,10 +168,6 @@ def _first_plan(config: TrainConfig, options: Mapping[str, Any], device: torch.d
     with TemporaryDirectory() as folder:
         stand_in = untrained_teacher(Path(folder) / TEACHER)
         return make_plan(config, options, device, networks=networks, embedded_teacher=stand_in)
-
-
-def _lies_in(file: str, folder: str | Path) -> bool:
-    return Path(file).resolve().is_relative_to(Path(folder).resolve())
 
 
 def _execute(plan: Plan, run: Run, state: Mapping[str, Any] | None, say: Say, show: Show) -> Result:

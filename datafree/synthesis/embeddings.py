@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from datafree.synthesis.setting import Setting
 
+WORDS = ("teacher", "onehot", "orthogonal")  # anything else is a file
+
 
 def class_embeddings(kind: str, setting: Setting) -> Tensor:
     """One row a class, float32 (classes, D), each of length sqrt(D), so that entries have the size of normal draws.

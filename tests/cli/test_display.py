@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,17 @@ def test_tables_and_percentages() -> None:
     assert table([("a", "1"), ("long", "2")]) == "  a     1\n  long  2"
     assert percent(0.12345) == "12.35%"
     assert percent(None) == "not measured"
+
+
+@pytest.mark.parametrize("command", ["condense", "pretrain"])
+def test_of_several_processes_the_first_alone_prints_the_result(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for rank, printed in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        answer = cli(command, "--steps", 1, "--threads", 1, "--out", f"run-{rank}")
+        assert answer.status == 0
+        assert bool(answer.out) == printed
 
 
 def test_of_several_processes_the_first_alone_speaks(

@@ -133,7 +133,9 @@ def test_folders_that_hold_something_else(cli: Cli, teacher: Path, tmp_path: Pat
     assert tree(tmp_path) == before
 
 
-def test_force_and_bad_input_lose_nothing(cli: Cli, teacher: Path, short: tuple[object, ...], tmp_path: Path) -> None:
+def test_force_and_bad_input_lose_nothing(
+    cli: Cli, teacher: Path, short: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cli("train", "--teacher", teacher, *short, "--out", "run", "-q").status == 0
     assert cli("pretrain", "--steps", 2, "--out", "net", "-q").status == 0
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -142,6 +144,10 @@ def test_force_and_bad_input_lose_nothing(cli: Cli, teacher: Path, short: tuple[
     refused(cli("train", "--student", "nope", "--out", "run", "--force"), "unknown network")
     refused(cli("train", "--teacher", "run", "--out", "run", "--force"), "lies in --out run")
     refused(cli("train", "--teacher", "net/model.safetensors", "--out", "net", "--force"), "lies in --out net")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    refused(cli("train", "--teacher=~/net/model.safetensors", "--out", "net", "--force"), "lies in --out net")
+    refused(cli("train", "--source", "condensed:run", "--out", "run", "--force"), "--source run lies in --out run")
+    refused(cli("pretrain", "--data", "imagefolder:run/images", "--out", "run", "--force"), "lies in --out run")
     refused(cli("pretrain", "--arch", "nope", "--out", "net", "--force"), "unknown network")
     refused(cli("pretrain", "--data", "svhn", "--out", "net", "--force"), "svhn was not found")
     refused(cli("pretrain", "--steps", 2, "--out", "net"), "net is not empty")

@@ -127,6 +127,12 @@ def test_a_job_says_its_own_default_batch(cli: Callable[..., Any]) -> None:
     assert f"images a step; default: {DEFAULTS['batch_size']} --" in lines["pretrain"]
 
 
+def test_of_a_flag_that_is_given_twice_the_last_holds(cli: Callable[..., Any]) -> None:
+    text = cli("train", "--method", "dafl", "--method=fast", "--help").out
+    assert "Method fast:" in text
+    assert "Method dafl:" not in text
+
+
 def test_a_methods_help_adds_its_flags(cli: Callable[..., Any]) -> None:
     text = cli("train", "--method", "dafl", "--help").out
     assert "Method dafl:" in text

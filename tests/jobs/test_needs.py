@@ -130,6 +130,15 @@ def test_embeddings_that_do_not_fit_are_refused(teacher: str, rows: Any, text: s
     assert text in said
 
 
+def test_embeddings_are_found_from_any_folder(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("rows.npy", np.eye(10))
+    np.save("onehot", np.eye(10))
+    for given, kept in (("rows.npy", str(tmp_path / "rows.npy")), ("onehot", "onehot")):
+        about = dry_run(**{**SHORT, "teacher": teacher, "method": "nayer", "embedding": given})
+        assert about["method_options"]["embedding"] == kept
+
+
 def test_what_only_the_method_itself_can_know_is_refused_too(teacher: str, tmp_path: Path) -> None:
     text = refused(tmp_path / "run", teacher=teacher, method="dfq", feed="last", synthesis_batch=6)
     assert text == "--feed last: give --synthesis-batch 8, as the student's batch"
@@ -174,6 +183,12 @@ def test_attention_without_common_maps_is_refused_before_a_run(
         with pytest.raises(ValueError, match="--attention: student and teacher have no maps of one size"):
             dry_run(**{**SHORT, "method": method, **options})
         assert dry_run(**{**SHORT, "method": method, "attention": 0.0, **options})
+
+
+def test_maps_are_looked_for_where_each_network_lies() -> None:
+    """A student is on the CPU still when the teacher is on a GPU already; "meta" stands for the other device."""
+    networks = [build_model("resnet8", shape=(1, 8, 8), classes=10).to(device) for device in ("meta", "cpu")]
+    check_maps(networks[0], networks[1], torch.full((1, 1, 8, 8), 0.5))
 
 
 def test_looking_for_maps_changes_nothing() -> None:

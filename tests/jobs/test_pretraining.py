@@ -72,8 +72,25 @@ def test_a_killed_training_resumes_to_the_last_bit(step: int, options: dict[str,
 
 
 def test_no_checkpoint_before_it_is_due(tmp_path: Path) -> None:
-    datafree.pretrain(out=tmp_path / "run", **SHORT)
+    with pytest.raises(PowerCutError):
+        datafree.pretrain(out=tmp_path / "run", show=at_step(9), **SHORT)
     assert not (tmp_path / "run" / CHECKPOINT).exists()
+
+
+def test_what_goes_wrong_after_the_last_step_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight, out = tmp_path / "straight", tmp_path / "run"
+    whole = datafree.pretrain(out=straight, **SHORT)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretraining, "save_network", full)
+    with pytest.raises(OSError, match="No space"):
+        datafree.pretrain(out=out, **SHORT)
+    monkeypatch.undo()
+    monkeypatch.setattr(Trainer, "step", full)
+    assert resume_pretrain(out)["accuracy"] == whole["accuracy"]
+    assert same(straight, out)
 
 
 def test_a_training_that_a_person_stops_is_saved(tmp_path: Path) -> None:

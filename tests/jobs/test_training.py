@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import datafree
 from datafree import runs
 from datafree.cli import group
-from datafree.jobs import Interrupted
+from datafree.jobs import Interrupted, pretraining
 from datafree.report import render_report
 from datafree.runs import CHECKPOINT, PREVIOUS
 from datafree.synthesis.imaging import Imaging
@@ -260,6 +261,16 @@ def test_a_run_without_any_checkpoint_starts_anew(finished: Path, teacher: str, 
     datafree.resume(out, say=said.append)
     assert "no checkpoint yet: starting from step 0" in said
     same_weights(finished, out)
+
+
+def test_the_embedded_job_without_any_checkpoint_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its teacher is there by then and not trained again; the student begins as it began all the same."""
+    monkeypatch.setattr(pretraining, "EMBEDDED", {**pretraining.EMBEDDED, "epochs": 1})
+    for name, show in (("straight", None), ("killed", at_step(6))):
+        with pytest.raises(PowerCutError) if show else nullcontext():
+            datafree.train(out=tmp_path / name, show=show or (lambda _: None), **DFQ)
+    datafree.resume(tmp_path / "killed")
+    same_weights(tmp_path / "straight", tmp_path / "killed", ("student", "generator", "teacher"))
 
 
 def test_a_folder_that_is_being_written_is_left_to_its_owner(finished: Path, teacher: str, tmp_path: Path) -> None:
