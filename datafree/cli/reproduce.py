@@ -25,6 +25,7 @@ from datafree.cli.display import table
 )
 @click.option("--download", is_flag=True, help="allow downloads of data and weights")
 @click.option("--retry", is_flag=True, help="run failed cells again")
+@click.option("--missing", is_flag=True, help="leave out what the package has a result of")
 @click.option("--keep", is_flag=True, help="leave the runs' folders in DIR/TABLE/runs")
 @click.option("--dry-run", is_flag=True, help="list the cells and what is there, and stop")
 @click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
@@ -45,7 +46,7 @@ def reproduce(name: str | None, **values: Any) -> None:
         click.echo(table(rows))
         return
     if dry:
-        asked = ("out", "cells", "seeds", "budget", "shard", "costs", "retry")
+        asked = ("out", "cells", "seeds", "budget", "shard", "costs", "retry", "missing")
         listed = reproducing.preview(name, **{key: values[key] for key in asked})
         click.echo(table(listed) if listed else "no cells: --cost and --shard leave none")
         return

@@ -11,7 +11,7 @@ from datafree.jobs.choosing import allowed_costs, at_length, choose, parse_shard
 from datafree.jobs.scheduling import Scheduler, full_name, outcome
 from datafree.jobs.standing import clear_left, clear_logs, held, is_left, lock_of, locked, stands
 from datafree.runs import atomic_write
-from datafree.tables import Cell, Table, load_table, read_results, render
+from datafree.tables import Cell, Table, TableResult, load_table, read_results, render
 from datafree.tables.results import current, outdated
 from datafree.tables.specs import find_tables, tables_folder
 
@@ -43,6 +43,7 @@ def reproduce(
     costs: Sequence[str] | None = None,
     download: bool = False,
     retry: bool = False,
+    missing: bool = False,
     keep: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Reproduced:
@@ -60,6 +61,7 @@ def reproduce(
         costs: of the cells to run; default: minutes and hours, and gpu where there is one.
         download: allow downloads of data and weights.
         retry: run failed cells again.
+        missing: leave out the cells and seeds of which a result comes with the package.
         keep: leave the runs' folders in OUT/TABLE/runs.
         say: called with a line a cell.
 
@@ -70,15 +72,15 @@ def reproduce(
     read = load_table(table)
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}: give 1 or more")
-    todo = _todo(read, cells, seeds, budget, shard, costs)
+    todo = _todo(read, cells, seeds, budget, shard, costs, missing)
     for name, other in twins(read, cells, budget, costs).items():
         say(f"{name}: at this length one with {other}, which is run for both")
     folder = Path(out) / read.name
     read_results(folder, read.name)  # a malformed file is found before anything is run
     there = [_is_there(cell, folder / cell.file_name(seed), retry, say) for cell, seed in todo]
-    missing = [each for each, found in zip(todo, there, strict=True) if not found]
+    due = [each for each, found in zip(todo, there, strict=True) if not found]
     page = Path(out) / f"{read.name}.md"
-    say(f"{read.name}: {len(todo)} cells and seeds, {sum(there)} there, {len(missing)} to run")
+    say(f"{read.name}: {len(todo)} cells and seeds, {sum(there)} there, {len(due)} to run")
     for cell, seed in todo:
         clear_logs(folder / cell.file_name(seed))
     if not keep:
@@ -93,11 +95,11 @@ def reproduce(
         "retry": retry,
     }
     try:
-        skipped = Scheduler(order, folder, jobs, say).run(missing)
+        skipped = Scheduler(order, folder, jobs, say).run(due)
     finally:
         write_page(read, folder, page, budget)
     left = {name for name, _ in skipped}
-    ran = [held(folder / cell.file_name(seed)) for cell, seed in missing if full_name(cell, seed) not in left]
+    ran = [held(folder / cell.file_name(seed)) for cell, seed in due if full_name(cell, seed) not in left]
     results = [result for result in ran if result is not None]
     return Reproduced(
         page=page,
@@ -118,6 +120,7 @@ def preview(
     shard: str = "0/1",
     costs: Sequence[str] | None = None,
     retry: bool = False,
+    missing: bool = False,
 ) -> list[tuple[str, str]]:
     """What `reproduce` would see to: each cell and seed, its cost and what is there of it. Changes nothing.
 
@@ -125,11 +128,13 @@ def preview(
     """
     read = load_table(table)
     rows = []
-    for cell, seed in _todo(read, cells, seeds, budget, shard, costs):
+    for cell, seed in _todo(read, cells, seeds, budget, shard, costs, missing):
         result = held(Path(out) / read.name / cell.file_name(seed))
         words = [] if result is None else [outcome(result)]
         if result is None or not stands(cell, result, retry):
             words.append("to run" if result is None else "to run again")
+        if (shipped := _shipped(read, cell, seed)) is not None:
+            words.append(f"the package has {outcome(shipped)}")
         rows.append((full_name(cell, seed), ", ".join([cell.cost, *words])))
     return rows + [(name, f"one with {other}") for name, other in twins(read, cells, budget, costs).items()]
 
@@ -141,13 +146,23 @@ def _todo(
     budget: str | None,
     shard: str,
     costs: Sequence[str] | None,
+    missing: bool,
 ) -> list[tuple[Cell, int]]:
     """The cells and seeds that are asked for, whatever is there of them."""
     number, count = parse_shard(shard)
     if seeds is not None and seeds < 1:
         raise ValueError(f"--seeds is {seeds}: give 1 or more")
     chosen = choose(table, cells, budget, allowed_costs(costs))
-    return [(cell, seed) for cell in chosen for seed in range(seeds or table.seeds)][number::count]
+    todo = [(cell, seed) for cell in chosen for seed in range(seeds or table.seeds)]
+    if missing:
+        todo = [(cell, seed) for cell, seed in todo if _shipped(table, cell, seed) is None]
+    return todo[number::count]
+
+
+def _shipped(table: Table, cell: Cell, seed: int) -> TableResult | None:
+    """The finished result that comes with the package and still stands, if one does."""
+    result = held(tables_folder() / "results" / table.name / cell.file_name(seed))
+    return result if result is not None and result.done and stands(cell, result, False) else None
 
 
 def _is_there(cell: Cell, path: Path, retry: bool, say: Callable[[str], None]) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from datafree import jobs
-from datafree.jobs import reproduce
+from datafree.jobs import reproduce, reproducing
 from datafree.jobs.cell import NotHereError, run_cell, teacher_options, trained_teacher
 from datafree.jobs.choosing import choose, parse_shard
 from datafree.jobs.reproducing import preview
@@ -607,6 +607,19 @@ def test_cells_are_chosen_by_pattern_and_cost(tiny):
         choose(table, ["d/*"], None, [])
     with pytest.raises(ValueError, match="--budget is"):
         choose(table, ["a/one"], "soon", [])
+
+
+def test_what_the_package_has_a_result_of_can_be_left_out(tiny, tmp_path, monkeypatch):
+    """A result that failed, or one of other defaults, is none."""
+    shipped = tmp_path / "package" / "results" / "tiny"
+    monkeypatch.setattr(reproducing, "tables_folder", lambda: tmp_path / "package")
+    paths = [run_cell(cell_of(tiny, name), 0, shipped) for name in ("a/one", "a/two", "a/three")]
+    stale(paths[1])
+    asked: dict[str, Any] = {"out": tmp_path / "out", "cells": ["a/*"]}
+    listed = dict(preview(tiny, **asked))
+    assert listed.pop("a/one, seed 0").startswith("minutes, to run, the package has ")
+    assert listed == {f"a/{name}, seed 0": "minutes, to run" for name in ("two", "three")}
+    assert dict(preview(tiny, **asked, missing=True)) == listed
 
 
 def test_cells_that_are_one_spec_at_a_budget_are_run_once(tiny, tmp_path, monkeypatch):
