@@ -216,9 +216,14 @@ def _rate(seconds: tuple[str, ...], count: str, *, less: str = "") -> Shown:
             for each in results
             if each.get(count) and all(each.get(name) is not None for name in seconds)
         ]
-        return f"{statistics.mean(values):.3g} ms" if values else ""
+        return _three_digits(statistics.mean(values)) + " ms" if values else ""
 
     return show
+
+
+def _three_digits(value: float) -> str:
+    """0.00156, 7.2, 1,430, 12,300."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 SPEED: Columns = {

@@ -11,7 +11,7 @@ import pytest
 
 from datafree.tables import load_table, read_results, render
 from datafree.tables.defaults import defaults_of
-from datafree.tables.rendering import _scores, in_cell
+from datafree.tables.rendering import _scores, _three_digits, in_cell
 from datafree.tables.results import current, lacking, make_content, read_result, without_folders
 from datafree.tables.specs import digest_of
 
@@ -308,6 +308,11 @@ def test_a_speed_table_shows_times_a_piece_and_no_accuracy(tmp_path):
     assert "| method | length | an image made | a student's step | a step with its images | peak |" in page
     assert "| noise | 1,000 steps | 50 ms | 20 ms | 23.2 ms | 900 MB |" in page
     assert r"| dafl | 1,000 steps | failed: loss is NaN \| at step 3 |" in page
+
+
+def test_times_have_three_digits_and_no_powers_of_ten() -> None:
+    times = {0.0015649: "0.00156", 7.2: "7.2", 99.96: "100", 1424.9: "1,420", 12345.0: "12,300"}
+    assert {value: _three_digits(value) for value in times} == times
 
 
 def test_a_network_has_a_column_by_its_short_name_too() -> None:
