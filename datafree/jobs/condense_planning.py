@@ -110,35 +110,13 @@ def condense_plan(
     asked_arch = arch = absolute(config.arch) or ""
     if arch == "auto":
         arch = arch_for(domain)
-    values = {**DEFAULTS, **method.LOOP}
-    asked = {name: getattr(config, name) for name in values if getattr(config, name) is not None}
-    few = hasattr(method, "FEW_IMAGES") and _images_a_class(config, domain) < FEW and min(domain.shape[1:]) >= 16
-    if few and "factor" not in asked:
-        values |= method.FEW_IMAGES
-        choices.append(f"factor: {values['factor']} (fewer than {FEW} images a class; --factor sets another)")
-    factor = {**values, **asked}["factor"]
-    if factor > 1 and "init" not in asked and values["init"] == "real":
-        values["init"] = "mosaic"
-        choices.append("init: mosaic (real images scaled down to fill --factor)")
-    if factor == 1 and values["init"] == "mosaic":
-        values["init"] = "real"
-    if asked.get("zca") and domain.shape[0] == 1:
-        raise ValueError("--zca is for colour images: whitening grey ones is not done in the field; leave it out")
-    if domain.shape[0] == 1:
-        values["zca"] = False
-    _check_start(asked, factor)
-    length: dict[str, Any] = dict(EMBEDDED_LENGTH if config.data == "digits" else LENGTH)
-    if config.steps is not None or config.budget is not None or not hasattr(method, "terms"):
-        length = {}
-    else:
-        words = f"{length['steps']} steps" if "steps" in length else f"{length['budget']} of wall clock"
-        choices.append(f"length: {words} (--steps or --budget sets another)")
+    loop, length = _loop(config, method, domain, choices), _length(config, method, choices)
     if config.ipc is None and config.images is None:
         length["ipc"] = IPC
         choices.append(f"images: {IPC} a class (--ipc or --images sets another number)")
     if named:
         length["data"] = absolute_data(config.data)
-    config = dataclasses.replace(config, **{**values, **asked}, **length, arch=arch, mean=domain.mean, std=domain.std)
+    config = dataclasses.replace(config, **loop, **length, arch=arch, mean=domain.mean, std=domain.std)
     if asked_arch == "auto" and looks_through(config, method):
         choices.insert(0, f"networks: {arch} (by the size of the images; --arch names others)")
     method_config, teacher = _own_files(method_config, domain, choices)
@@ -167,6 +145,38 @@ def condense_plan(
         choices=choices,
         teacher_file=_checkpoint(method_config, teacher),
     )
+
+
+def _loop(config: CondenseConfig, method: type[Any], domain: Domain, choices: list[str]) -> dict[str, Any]:
+    """The loop's options: what was asked for, else the method's own defaults, else those of all methods."""
+    values = {**DEFAULTS, **method.LOOP}
+    asked = {name: getattr(config, name) for name in values if getattr(config, name) is not None}
+    few = hasattr(method, "FEW_IMAGES") and _images_a_class(config, domain) < FEW and min(domain.shape[1:]) >= 16
+    if few and "factor" not in asked:
+        values |= method.FEW_IMAGES
+        choices.append(f"factor: {values['factor']} (fewer than {FEW} images a class; --factor sets another)")
+    factor = {**values, **asked}["factor"]
+    if factor > 1 and "init" not in asked and values["init"] == "real":
+        values["init"] = "mosaic"
+        choices.append("init: mosaic (real images scaled down to fill --factor)")
+    if factor == 1 and values["init"] == "mosaic":
+        values["init"] = "real"
+    if asked.get("zca") and domain.shape[0] == 1:
+        raise ValueError("--zca is for colour images: whitening grey ones is not done in the field; leave it out")
+    if domain.shape[0] == 1:
+        values["zca"] = False
+    _check_start(asked, factor)
+    return {**values, **asked}
+
+
+def _length(config: CondenseConfig, method: type[Any], choices: list[str]) -> dict[str, Any]:
+    """How long the loop runs where nobody said it; nothing for a method that has no loop."""
+    if config.steps is not None or config.budget is not None or not hasattr(method, "terms"):
+        return {}
+    length: dict[str, Any] = dict(EMBEDDED_LENGTH if config.data == "digits" else LENGTH)
+    words = f"{length['steps']} steps" if "steps" in length else f"{length['budget']} of wall clock"
+    choices.append(f"length: {words} (--steps or --budget sets another)")
+    return length
 
 
 def _costs(
