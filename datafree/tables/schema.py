@@ -79,6 +79,8 @@ def problems(content: Mapping[str, Any]) -> Iterator[Problem]:
         yield ("status",), "a failed result has an error, and a finished one has none"
     if content["status"] == "done":
         yield from _checked(content, {"run": SECTION}, {})
+        if (content["result"] or {}).get("seed", seed) != seed:
+            yield ("result", "seed"), f"result.seed is {content['result']['seed']}, its spec has {seed}"
         yield from run_problems(content["spec"]["job"], content["result"], content["scores"])
 
 

@@ -417,19 +417,31 @@ def test_tesla_is_mtt_for_one_inner_step(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_a_steps_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def one(rank: int, world: int) -> tuple[Tensor, Tensor]:
+    shares: list[Tensor] = []  # of the rate's gradient, one a process
+
+    def mean(x: Tensor) -> Tensor:
+        shares.append(x.clone())
+        return torch.stack(shares[:2]).mean(0)
+
+    def one(rank: int, world: int) -> tuple[Tensor, ...]:
         monkeypatch.setattr(parallel, "world_size", lambda: world)
         monkeypatch.setattr(parallel, "rank", lambda: rank)
-        monkeypatch.setattr(parallel, "mean_over_processes", lambda x: x)  # of the rate's gradient, not looked at here
+        monkeypatch.setattr(parallel, "mean_over_processes", mean if world == 2 else lambda x: x)
         objective, synthetic = start(tmp_path, MTT, MTTConfig, experts_per_step=3)
+        assert synthetic.log_rate is not None
+        synthetic.log_rate.data.fill_(-7.0)
         term = objective.terms(synthetic)["trajectory"]
-        return term.detach(), torch.autograd.grad(term, synthetic.images)[0]
+        return term.detach(), *torch.autograd.grad(term, [synthetic.images, synthetic.log_rate])
 
     monkeypatch.setattr(parallel, "latest", lambda value: value)
     monkeypatch.setattr(parallel, "from_first", lambda text: text)
-    alone, parts = one(0, 1), [one(rank, 2) for rank in (0, 1)]
-    torch.testing.assert_close(parts[0][0] + parts[1][0], alone[0])
-    torch.testing.assert_close(parts[0][1] + parts[1][1], alone[1])
+    alone = one(0, 1)
+    for rank in (0, 1):
+        one(rank, 2)  # the second of them, and both of the next, know both shares
+    parts = [one(rank, 2) for rank in (0, 1)]
+    for first, second, whole in zip(*parts, alone, strict=True):
+        torch.testing.assert_close(first + second, whole)
+    assert 0 < abs(float(alone[2])) < 1, "or its bound would hide what it was"
     assert float(one(3, 4)[0]) == 0.0  # more processes than experts
 
 

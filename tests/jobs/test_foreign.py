@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ import datafree
 from datafree.data import load_data
 from datafree.data.condensed import CondensedSet
 from datafree.domain import DOMAINS
+from datafree.jobs.foreign import read_tensor
 from datafree.jobs.judging import evaluate_set
 from datafree.models import build_model
 
@@ -95,3 +98,23 @@ def test_a_silent_teacher_is_normalised_as_the_sets_data(silent: str, monkeypatc
     assert len(seen) == 6
     for each in seen:
         assert torch.allclose(each(images), answers(images), atol=1e-5)
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, int]]:
+        return os.mkdir, (str(self.path), 0o700)
+
+
+def test_a_foreign_tensor_is_never_unpickled(tmp_path: Path) -> None:
+    bomb = Bomb(tmp_path / "gone off")
+    torch.save([torch.ones(1, 1, 8, 8), bomb], tmp_path / "images.pt")
+    np.save(tmp_path / "images.npy", np.array([bomb], dtype=object), allow_pickle=True)
+    for name in ("images.pt", "images.npy"):
+        with pytest.raises(ValueError, match="cannot be read as a tensor"):
+            read_tensor(tmp_path / name)
+    assert not bomb.path.exists()

@@ -95,6 +95,13 @@ def test_a_cell_is_run_once_and_its_result_names_its_spec(tiny, tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", ["a/one", "b/noise"])
+def test_a_seed_reaches_the_run(name, tiny, tmp_path):
+    content = json.loads(run_cell(cell_of(tiny, name), 1, tmp_path / "out").read_text(encoding="utf-8"))
+    assert [content["seed"], content["result"]["seed"], content["run"]["seed"]] == [1, 1, 1]
+    assert content["run"]["config"]["seed"] == 1
+
+
 def stale(path: Path) -> None:
     """Makes a result one of other defaults."""
     content = json.loads(path.read_text(encoding="utf-8"))

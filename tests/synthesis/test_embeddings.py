@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,6 +129,26 @@ def test_what_cannot_be_used_is_one_line(toy: Toy, tmp_path: Path) -> None:
     for name in ("text.pt", "many.pt"):
         with pytest.raises(ValueError, match=f"--embedding .*{name}: "):
             class_embeddings(str(tmp_path / name), toy())
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, int]]:
+        return os.mkdir, (str(self.path), 0o700)
+
+
+def test_a_file_of_rows_is_never_unpickled(toy: Toy, tmp_path: Path) -> None:
+    bomb = Bomb(tmp_path / "gone off")
+    torch.save({"rows": torch.ones(4, 2), "bomb": bomb}, tmp_path / "rows.pt")
+    np.save(tmp_path / "rows.npy", np.array([bomb] * 4, dtype=object), allow_pickle=True)
+    for name in ("rows.pt", "rows.npy"):
+        with pytest.raises(ValueError, match=r"not a \.npy or \.pt file"):
+            class_embeddings(str(tmp_path / name), toy())
+    assert not bomb.path.exists()
 
 
 def test_a_teacher_without_such_a_layer_is_refused(toy: Toy) -> None:

@@ -225,3 +225,11 @@ def test_even_classes_are_standardised_by_the_batch_norm() -> None:
     )
     torch.testing.assert_close(rows.mean(0), torch.zeros(rows.shape[1]), rtol=0, atol=1e-5)
     assert F.mse_loss(rows.var(0, correction=0), torch.ones(rows.shape[1])).item() < 1e-3
+
+
+def test_every_rounds_adam_is_its_releases() -> None:
+    method = build(setting(), generator_lr=4e-3)
+    for _ in range(2):
+        (group,) = method.imaging.optimizer.param_groups
+        assert (group["lr"], group["betas"]) == (4e-3, (0.5, 0.999))
+        method.update()

@@ -94,3 +94,8 @@ def test_without_norm_layers_the_images_own_statistics_remain() -> None:
     plain = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), GREY.mean, GREY.std)
     images = calibration_images(plain, GREY, 4, ZeroQConfig(pixel_steps=2))
     assert images.shape == (4, 1, 8, 6)
+
+
+def test_the_pixels_adam_is_its_releases() -> None:
+    """torch's own betas; the generators of the field take 0.5."""
+    assert ZeroQ(setting(), ZeroQConfig()).descent.betas == (0.9, 0.999)

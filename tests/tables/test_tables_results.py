@@ -158,6 +158,7 @@ def test_a_matrix_of_one_cost_says_it_once(table, tmp_path):
         ({"seed": 0.5}, "seed is 0.5 in the place of a whole number"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 1}, "seed is 1, its spec has 0"),
+        ({"result": {**DONE, "seed": 1}}, "result.seed is 1, its spec has 0"),
         ({"cell": "dafl"}, "cell is 'dafl' in the place of a text such as"),
         ({"cell": "a/noise"}, "its cell, seed and hash make the name a-noise-0-"),
         ({"hash": "0" * 16}, "hash is '0000000000000000', that of its spec is '"),
