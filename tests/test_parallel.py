@@ -353,7 +353,63 @@ if __name__ == "__main__":
 '''
 
 
-def compare(one: dict[str, Any], several: dict[str, Any]) -> None:
+# Two rounds of every method in turn. What a round has drawn or stepped shows in the student that learns from it.
+EVERY_METHOD = """
+import contextlib, sys
+import torch
+from torch import nn
+from datafree import parallel
+from datafree.config import OptimisationConfig, fields_of
+from datafree.distillation import Alternation, distill
+from datafree.domain import Domain
+from datafree.synthesis import METHODS, load_method
+from datafree.synthesis.setting import Setting
+from datafree.teacher import Normalised, Teacher
+from datafree.training import Clock, Seconds, Trainer
+
+DOMAIN = Domain(name="toy", shape=(3, 8, 8), classes=4, mean=(0.5,) * 3, std=(0.25,) * 3, flip=True)
+SHORT = {
+    "latent": 8, "generator_width": 4, "synthesis_batch": 12, "bank": 60, "generator_steps": 2, "pixel_steps": 3,
+    "student_steps": 2, "memory_steps": 2, "student_mode": "train", "warmup": 0.0, "masked": False, "begin": 0.0,
+    "negatives": 8, "copies": 1,
+}
+
+
+def network(width):
+    layers = [nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(36 * width, 4))
+
+
+def learn(name):
+    torch.manual_seed(0)
+    teacher = network(6)
+    with torch.no_grad():
+        for _ in range(20):
+            teacher(torch.randn(32, 3, 8, 8))
+    student = Normalised(network(4), DOMAIN.mean, DOMAIN.std)
+    at = Setting(
+        teacher=Teacher(teacher, DOMAIN.mean, DOMAIN.std), student=student, domain=DOMAIN, batch_size=12,
+        rng=torch.Generator().manual_seed(1), device=torch.device("cpu"),
+    )
+    trainer = Trainer(student, OptimisationConfig(lr=0.05, optimizer="sgd", weight_decay=1e-4))
+    kind = load_method(name)
+    known = {field.name for field in fields_of(kind.Config)}
+    method = kind(at, kind.Config(**{key: value for key, value in SHORT.items() if key in known}))
+    source = Alternation(method, at, criterion="kl", temperature=4.0, augmented=True)
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    nothing = contextlib.nullcontext
+    distill(source, trainer, Clock(steps=6), seconds=Seconds(), autocast=nothing, after_step=lambda *_: False)
+    return {"before": before, "after": student.state_dict()}
+
+
+torch.set_num_threads(1)
+parallel.initialise("cpu")
+torch.save({name: learn(name) for name in METHODS}, f"{sys.argv[1]}/rank{parallel.rank()}.pt")
+parallel.finish()
+"""
+
+
+def compare(one: dict[str, Any], several: dict[str, Any], most: float = 1e-3) -> None:
     """Equal to float32's accuracy, of which a few hundred sums in another order lose some digits.
 
     A bias in front of a batch norm is taken out again by the norm: its gradient is rounding alone, which Adam scales up
@@ -365,7 +421,7 @@ def compare(one: dict[str, Any], several: dict[str, Any]) -> None:
         moved = (want - one["before"][name].double()).abs().max()
         assert moved > 0, f"{name} was not trained, so nothing is compared"
         # Measured: at most 1e-4 of the movement. Without one of the reductions: 0.3 to 1.2 of it.
-        assert (got - want).abs().max() <= 1e-3 * moved, name
+        assert (got - want).abs().max() <= most * moved, name
 
 
 @pytest.mark.parametrize("feed", ["bank", "fresh"])
@@ -422,6 +478,33 @@ def test_two_processes_under_torchrun_equal_one(tmp_path: Path) -> None:
         compare(held[1][0][run], held[2][0][run])
         for name, value in held[2][0][run]["after"].items():
             assert torch.equal(value, held[2][1][run]["after"][name]), f"processes drifted apart in {name}"
+
+
+@pytest.mark.slow
+def test_every_method_under_torchrun_equals_one_process(tmp_path: Path) -> None:
+    """But `pre`, whose processes crop other images than one does: its page says so."""
+    (tmp_path / "every.py").write_text(EVERY_METHOD)
+    held = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        done = launch(tmp_path, "every.py", str(folder), processes=processes)
+        assert done.returncode == 0, done.stderr
+        held[processes] = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
+    # Measured: 7e-5 and less; dfq and mad 3e-3, where a pixel of the bank is rounded to its other neighbour. blackbox
+    # divides rounding by its step, ssd draws by what was rounded: 4e-2.
+    most = {"dfq": 1e-2, "mad": 1e-2, "blackbox": 1e-1, "ssd": 1e-1}
+    wrong, drifted = [], []
+    for name, one in held[1][0].items():
+        first, second = (rank[name] for rank in held[2])
+        if not all(torch.equal(value, second["after"][key]) for key, value in first["after"].items()):
+            drifted.append(name)
+        try:
+            compare(one, first, most.get(name, 1e-3))
+        except AssertionError:
+            wrong.append(name)
+    assert drifted == []
+    assert wrong == ["pre"]
 
 
 @pytest.mark.slow
