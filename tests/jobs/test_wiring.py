@@ -81,6 +81,34 @@ def test_the_last_iterate_is_saved(ema: float, teacher: str, tmp_path: Path, mon
     assert same(load_file(tmp_path / "net" / "model.safetensors"), last)
 
 
+def pretrained(folder: Path, **options: Any) -> dict[str, Tensor]:
+    short: dict[str, Any] = {"data": "digits", "arch": "resnet8", "steps": 4, "batch_size": 8, "threads": 1}
+    datafree.pretrain(out=folder, **{**short, **options})
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def usual_network(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return pretrained(tmp_path_factory.mktemp("wiring") / "usual")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"lr": 0.05}, {"optimizer": "adam"}, {"weight_decay": 0.1}, {"schedule": "constant"}, {"ema": 0.5},
+        {"schedule": "multistep", "milestones": (0.5,)}, {"gradient_clip": 0.01}, {"augment": False}, {"seed": 1},
+        {"batch_size": 4}, {"precision": "bf16"}, {"momentum": 0.5}, {"mean": (0.1,)}, {"std": (0.9,)},
+    ],
+    ids=lambda option: next(iter(option)),
+)  # fmt: skip
+def test_a_flag_changes_a_network(option: dict[str, Any], usual_network: dict[str, Tensor], tmp_path: Path) -> None:
+    assert not same(usual_network, pretrained(tmp_path / "run", **option))
+
+
+def test_nothing_else_changes_a_network(usual_network: dict[str, Tensor], tmp_path: Path) -> None:
+    assert same(usual_network, pretrained(tmp_path / "run", checkpoint_every=1e-9))
+
+
 def plan_of(**options: Any) -> Plan:
     return make_plan(TrainConfig(**{"student": "resnet8", "steps": 1, **options}), {}, torch.device("cpu"))
 
