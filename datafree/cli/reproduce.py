@@ -48,7 +48,7 @@ def reproduce(name: str | None, **values: Any) -> None:
     if dry:
         asked = ("out", "cells", "seeds", "budget", "shard", "costs", "retry", "missing")
         listed = reproducing.preview(name, **{key: values[key] for key in asked})
-        click.echo(table(listed) if listed else "no cells: --cost and --shard leave none")
+        click.echo(table(listed) if listed else "no cells: --cost, --shard and --missing leave none")
         return
     result = reproducing.reproduce(name, say=(lambda _: None) if quiet else click.echo, **values)
     if not quiet:

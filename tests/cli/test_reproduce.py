@@ -96,7 +96,7 @@ def test_a_dry_run_says_what_is_there(cli, tiny, tmp_path):
 
 def test_a_dry_run_of_nothing_says_so(cli, tiny, tmp_path):
     answer = cli("reproduce", tiny, "--dry-run", "--shard", "7/8")
-    assert (answer.status, answer.out) == (0, "no cells: --cost and --shard leave none\n")
+    assert (answer.status, answer.out) == (0, "no cells: --cost, --shard and --missing leave none\n")
 
 
 @pytest.mark.parametrize(
