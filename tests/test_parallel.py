@@ -311,8 +311,7 @@ def network(width):
     return nn.Sequential(*layers)
 
 
-def prepare(feed, reset):
-    """Builds the networks; the result runs three rounds of two generator and three student steps."""
+def beginning():
     torch.manual_seed(0)
     teacher = network(6)
     with torch.no_grad():
@@ -324,6 +323,12 @@ def prepare(feed, reset):
         rng=torch.Generator().manual_seed(1), device=torch.device("cpu"),
     )
     trainer = Trainer(student, OptimisationConfig(lr=0.05, optimizer="sgd", weight_decay=1e-4))
+    return at, trainer
+
+
+def prepare(feed, reset):
+    """Builds the networks; the result runs three rounds of two generator and three student steps."""
+    at, trainer = beginning()
     config = DFQConfig(
         feed=feed, reset=reset, latent=8, generator_width=4, synthesis_batch=12, bank=40, generator_steps=2,
         student_steps=3, student_mode="train", bn_momentum=0.5, warmup=0.0, masked=False,
@@ -332,7 +337,7 @@ def prepare(feed, reset):
     source = Alternation(method, at, criterion="kl", temperature=4.0, augmented=True)
 
     def state():
-        networks = {"student": student, "generator": method.imaging.generator}
+        networks = {"student": at.student, "generator": method.imaging.generator}
         return {f"{n}.{k}": v.clone() for n, net in networks.items() for k, v in net.state_dict().items()}
 
     def go():
@@ -357,17 +362,13 @@ if __name__ == "__main__":
 EVERY_METHOD = """
 import contextlib, sys
 import torch
-from torch import nn
+from distil import beginning
 from datafree import parallel
-from datafree.config import OptimisationConfig, fields_of
+from datafree.config import fields_of
 from datafree.distillation import Alternation, distill
-from datafree.domain import Domain
 from datafree.synthesis import METHODS, load_method
-from datafree.synthesis.setting import Setting
-from datafree.teacher import Normalised, Teacher
-from datafree.training import Clock, Seconds, Trainer
+from datafree.training import Clock, Seconds
 
-DOMAIN = Domain(name="toy", shape=(3, 8, 8), classes=4, mean=(0.5,) * 3, std=(0.25,) * 3, flip=True)
 SHORT = {
     "latent": 8, "generator_width": 4, "synthesis_batch": 12, "bank": 60, "generator_steps": 2, "pixel_steps": 3,
     "student_steps": 2, "memory_steps": 2, "student_mode": "train", "warmup": 0.0, "masked": False, "begin": 0.0,
@@ -375,31 +376,16 @@ SHORT = {
 }
 
 
-def network(width):
-    layers = [nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(36 * width, 4))
-
-
 def learn(name):
-    torch.manual_seed(0)
-    teacher = network(6)
-    with torch.no_grad():
-        for _ in range(20):
-            teacher(torch.randn(32, 3, 8, 8))
-    student = Normalised(network(4), DOMAIN.mean, DOMAIN.std)
-    at = Setting(
-        teacher=Teacher(teacher, DOMAIN.mean, DOMAIN.std), student=student, domain=DOMAIN, batch_size=12,
-        rng=torch.Generator().manual_seed(1), device=torch.device("cpu"),
-    )
-    trainer = Trainer(student, OptimisationConfig(lr=0.05, optimizer="sgd", weight_decay=1e-4))
+    at, trainer = beginning()
     kind = load_method(name)
     known = {field.name for field in fields_of(kind.Config)}
     method = kind(at, kind.Config(**{key: value for key, value in SHORT.items() if key in known}))
     source = Alternation(method, at, criterion="kl", temperature=4.0, augmented=True)
-    before = {key: value.clone() for key, value in student.state_dict().items()}
+    before = {f"student.{key}": value.clone() for key, value in at.student.state_dict().items()}
     nothing = contextlib.nullcontext
     distill(source, trainer, Clock(steps=6), seconds=Seconds(), autocast=nothing, after_step=lambda *_: False)
-    return {"before": before, "after": student.state_dict()}
+    return {"before": before, "after": {f"student.{key}": value for key, value in at.student.state_dict().items()}}
 
 
 torch.set_num_threads(1)
@@ -483,6 +469,7 @@ def test_two_processes_under_torchrun_equal_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_method_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     """But `pre`, whose processes crop other images than one does: its page says so."""
+    (tmp_path / "distil.py").write_text(DISTIL)
     (tmp_path / "every.py").write_text(EVERY_METHOD)
     held = {}
     for processes in (1, 2):
