@@ -22,6 +22,7 @@ from datafree.models import build_model
 from datafree.teacher import Normalised
 
 TINY: dict[str, Any] = {"data": "digits", "ipc": 2, "arch": "convnet3", "threads": 1}
+SHORT = {"outer": 2, "inner": 1}  # matches of one network, and its steps between two of them
 CPU = torch.device("cpu")
 
 
@@ -88,8 +89,8 @@ def test_a_learner_begins_with_a_copy_of_the_loops_network(nets: str, monkeypatc
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("dc", {"nets": "trained", "net_pool": 2, "net_steps": 3, "labels": "learned", "factor": 2}),
-        ("dsa", {"nets": "reused", "net_steps": 2}),
+        ("dc", {"nets": "trained", "net_pool": 2, "net_steps": 3, "labels": "learned", "factor": 2, **SHORT}),
+        ("dsa", {"nets": "reused", "net_steps": 2, **SHORT}),
         ("idc", {"labels": "learned", "synthetic_batch": 3}),
         ("frepo", {"augmentation": "flip_scale", "augmentation_mode": "all"}),
     ],
