@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from datafree.config import OptimisationConfig, parse_duration
+from datafree.config import OptimisationConfig
+from datafree.fields import parse_duration
 from datafree.parallel import average_gradients, latest, synchronise
 
 # The field's releases count an epoch of data-free training as 400 student steps.

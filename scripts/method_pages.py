@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from datafree import condensation, synthesis
-from datafree.config import Field, TrainConfig, fields_of
+from datafree.config import TrainConfig
+from datafree.fields import Field, fields_of
 from datafree.tables import find_tables, load_table, read_results
 from datafree.tables.rendering import COLUMNS, NOTHING, accuracy, length, link
 from datafree.tables.results import current

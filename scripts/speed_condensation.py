@@ -50,7 +50,7 @@ from datafree.condensation.mtt import MTT
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.unrolling import flat, inner_loss, pieces
-from datafree.config import CondenseConfig, replace
+from datafree.config import CondenseConfig
 from datafree.data import Data
 from datafree.data.augmentation import apply, draw, parse_augmentation
 from datafree.data.tensors import to_float
@@ -58,6 +58,7 @@ from datafree.domain import DOMAINS, Domain
 from datafree.evaluation.accuracy import evaluate
 from datafree.evaluation.networks import forward_of, train_networks
 from datafree.evaluation.protocols import PROTOCOLS, Protocol
+from datafree.fields import replace
 from datafree.jobs.condense_planning import condense_plan, make_setting
 from datafree.models import build_model
 from datafree.models.convnet import ConvNet

@@ -13,17 +13,8 @@ from typing import Annotated, Any, Literal
 import pytest
 import torch
 
-from datafree.config import (
-    Floats,
-    MachineConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    TrainConfig,
-    fields_of,
-    light_config,
-    parse_duration,
-    replace,
-)
+from datafree.config import Floats, MachineConfig, OptimisationConfig, PretrainConfig, TrainConfig, light_config
+from datafree.fields import fields_of, parse_duration, replace
 from datafree.synthesis import METHODS, load_method, method_spec
 
 CONFIGS = [TrainConfig, PretrainConfig, OptimisationConfig, MachineConfig, *(load_method(n).Config for n in METHODS)]
@@ -89,7 +80,8 @@ def test_light_configuration_is_the_real_one(name: str) -> None:
 
 def test_light_configuration_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from datafree.config import fields_of, light_config; from datafree.synthesis import METHODS\n"
+        "import sys; from datafree.config import light_config; from datafree.fields import fields_of\n"
+        "from datafree.synthesis import METHODS\n"
         "print(sum(len(fields_of(light_config(spec))) for spec in METHODS.values()))\n"
         "print([name for name in ('torch', 'numpy', 'kornia', 'matplotlib', 'scipy') if name in sys.modules])"
     )

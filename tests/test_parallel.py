@@ -364,7 +364,7 @@ import contextlib, sys
 import torch
 from distil import beginning
 from datafree import parallel
-from datafree.config import fields_of
+from datafree.fields import fields_of
 from datafree.distillation import Alternation, distill
 from datafree.synthesis import METHODS, load_method
 from datafree.training import Clock, Seconds

@@ -11,7 +11,8 @@ import click
 
 from datafree.cli.display import Display
 from datafree.cli.options import option, options
-from datafree.config import fields_of, light_config
+from datafree.config import light_config
+from datafree.fields import fields_of
 
 # What a run reads off its teacher and data where a person says nothing; the last four are a method's: a term that the
 # teacher gives nothing to match to, what stands in for it, and what memory allows. A saved run holds the old values.

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from datafree.config import Field, fields_of
+from datafree.fields import Field, fields_of
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on

@@ -24,9 +24,10 @@ from datafree import losses, parallel
 from datafree.condensation.networks import augmented_pairs, embed_layers, mixes
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.config import RealBatch, not_negative, positive
+from datafree.config import RealBatch
 from datafree.data.tensors import to_float
 from datafree.evaluation.networks import add_gradients, forward_of
+from datafree.fields import not_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)

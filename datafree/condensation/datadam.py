@@ -22,7 +22,8 @@ from datafree import losses
 from datafree.condensation.networks import Networks, augmented_pairs, embed_layers, shared_classes
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.config import RealBatch, not_negative, positive
+from datafree.config import RealBatch
+from datafree.fields import not_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from datafree.condensation.mtt import MTT
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.unrolling import Unrolled, write
-from datafree.config import TrajectoryOptions, not_negative
+from datafree.config import TrajectoryOptions
+from datafree.fields import not_negative
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ from datafree import losses, parallel
 from datafree.condensation.networks import embed
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.config import positive
 from datafree.evaluation.networks import add_gradients, forward_of
+from datafree.fields import positive
 from datafree.losses.precision import raised
 
 

@@ -22,7 +22,8 @@ from datafree.condensation.gradient_matching import match
 from datafree.condensation.networks import Networks
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.config import RealBatch, choice, positive
+from datafree.config import RealBatch
+from datafree.fields import choice, positive
 
 
 @dataclass(frozen=True, kw_only=True)

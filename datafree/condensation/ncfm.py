@@ -28,8 +28,9 @@ from datafree.condensation.networks import Networks, augmented_pairs, embed, sha
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.trained import needed_network, trained_network
-from datafree.config import RealBatch, choice, not_negative, positive
+from datafree.config import RealBatch
 from datafree.evaluation.networks import forward_of, part_size
+from datafree.fields import choice, not_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)

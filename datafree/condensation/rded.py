@@ -27,10 +27,10 @@ from datafree.condensation.trained import (
     needed_network,
     trained_network,
 )
-from datafree.config import positive
 from datafree.data.formation import decode, encode
 from datafree.data.mixing import random_resized_crop
 from datafree.evaluation.protocols import tiles_for
+from datafree.fields import positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from datafree.condensation.trained import (
     needed_network,
     trained_network,
 )
-from datafree.config import not_negative, positive
+from datafree.fields import not_negative, positive
 from datafree.losses.precision import raised
 from datafree.models import build_model
 from datafree.teacher import Teacher

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from datafree.config import parse_duration
+from datafree.fields import parse_duration
 from datafree.tables import Cell, Table
 from datafree.tables.specs import COSTS, with_budget
 

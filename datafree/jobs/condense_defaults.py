@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from datafree.config import CondenseConfig, fields_of
+from datafree.config import CondenseConfig
+from datafree.fields import fields_of
 from datafree.jobs.idle import CONDENSE, RECORDED, check_idle
 
 # What neither a person nor the method says.

@@ -15,7 +15,7 @@ from datafree.condensation import METHODS, load_method
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import class_counts
 from datafree.condensation.trained import is_checkpoint, load_checkpoint, needed_network
-from datafree.config import CondenseConfig, fields_of, parse_duration, replace
+from datafree.config import CondenseConfig
 from datafree.data import Data, load_data, validation_split
 from datafree.data.augmentation import Augmentation, parse_augmentation
 from datafree.data.domains import mirrored
@@ -26,6 +26,7 @@ from datafree.data.whitening import Whitening
 from datafree.domain import Domain, make_domain
 from datafree.evaluation.cost import multiply_adds, parameters
 from datafree.evaluation.protocols import arch_for
+from datafree.fields import fields_of, parse_duration, replace
 from datafree.jobs.condense_defaults import (
     DEFAULTS,
     EMBEDDED_LENGTH,

@@ -13,10 +13,11 @@ import torch
 
 from datafree import parallel
 from datafree.condensation.loop import Steps
-from datafree.config import CondenseConfig, replace
+from datafree.config import CondenseConfig
 from datafree.data import Data
 from datafree.data.condensed import CondensedSet
 from datafree.data.wrapped import from_dataset
+from datafree.fields import replace
 from datafree.jobs.condense_planning import (
     CondensePlan,
     beforehand,

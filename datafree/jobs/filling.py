@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from datafree.config import CondenseConfig, TrainConfig, fields_of, nearest, replace
+from datafree.config import CondenseConfig, TrainConfig
 from datafree.domain import Domain
+from datafree.fields import fields_of, nearest, replace
 from datafree.jobs.idle import METHOD, TRAIN, check_idle, idle_beside
 from datafree.parallel import world_size
 from datafree.synthesis import METHODS, load_method

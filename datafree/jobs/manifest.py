@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from datafree import parallel
-from datafree.config import TrainConfig, replace
+from datafree.config import TrainConfig
+from datafree.fields import replace
 from datafree.jobs.planning import Networks, Plan, network_costs
 from datafree.models.memory import MEMORY, in_memory
 from datafree.runs import environment

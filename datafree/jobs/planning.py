@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from datafree.config import TrainConfig, fields_of
+from datafree.config import TrainConfig
 from datafree.data import Data, data_domain, find_data, load_data, validation_split
 from datafree.data.condensed import CondensedSet
 from datafree.data.domains import mirrored
@@ -19,6 +19,7 @@ from datafree.distillation.attention import check_maps
 from datafree.distillation.sources import CondensedImages, Mixed, RealImages
 from datafree.domain import DOMAINS, Domain, parse_shape
 from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
+from datafree.fields import fields_of
 from datafree.jobs.beginnings import (
     absolute_source,
     check_black_box,

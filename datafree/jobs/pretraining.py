@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datafree import parallel
-from datafree.config import MachineConfig, PretrainConfig, replace
+from datafree.config import MachineConfig, PretrainConfig
 from datafree.data import Data, crop_and_flip, draw_crops, load_data, to_float
 from datafree.data.domains import mirrored
 from datafree.data.tensors import Crops, usual_pad
 from datafree.domain import DOMAINS, Domain, make_domain
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.evaluation.cost import latencies, multiply_adds, parameters
+from datafree.fields import replace
 from datafree.jobs.fresh import fresh_run
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all

@@ -9,8 +9,9 @@ from typing import Any
 
 from datafree.condensation.expert_files import INDEX
 from datafree.condensation.experts import make_recipe, record
-from datafree.config import CondenseConfig, ExpertsConfig, MachineConfig, replace
+from datafree.config import CondenseConfig, ExpertsConfig, MachineConfig
 from datafree.data import Data
+from datafree.fields import replace
 from datafree.jobs.condense_planning import condense_plan, make_setting
 from datafree.jobs.machine import prepare
 from datafree.jobs.session import interruptible

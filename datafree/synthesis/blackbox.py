@@ -34,10 +34,8 @@ from datafree.config import (
     SampleMode,
     StudentSteps,
     SynthesisBatch,
-    choice,
-    not_negative,
-    positive,
 )
+from datafree.fields import choice, not_negative, positive
 from datafree.generators.convolutional import Generator
 from datafree.parallel import shard, world_size
 from datafree.synthesis.imaging import Imaging

@@ -34,12 +34,8 @@ from datafree.config import (
     StudentSteps,
     SynthesisBatch,
     Warmup,
-    choice,
-    not_negative,
-    part,
-    positive,
-    share,
 )
+from datafree.fields import choice, not_negative, part, positive, share
 from datafree.parallel import shard
 from datafree.synthesis.noisy import NoisyImaging
 from datafree.synthesis.remembered import Remembered

@@ -39,11 +39,8 @@ from datafree.config import (
     StudentSteps,
     SynthesisBatch,
     Warmup,
-    choice,
-    not_negative,
-    positive,
-    share,
 )
+from datafree.fields import choice, not_negative, positive, share
 from datafree.losses.precision import raised
 from datafree.parallel import shard
 from datafree.synthesis.contrast import Contrast, described

@@ -42,11 +42,8 @@ from datafree.config import (
     StudentSteps,
     SynthesisBatch,
     Warmup,
-    choice,
-    not_negative,
-    positive,
-    share,
 )
+from datafree.fields import choice, not_negative, positive, share
 from datafree.losses.contrast import info_nce
 from datafree.parallel import gather, rank
 from datafree.synthesis.imaging import Imaging

@@ -27,10 +27,8 @@ from datafree.config import (
     SampleMode,
     StudentSteps,
     SynthesisBatch,
-    choice,
-    not_negative,
-    positive,
 )
+from datafree.fields import choice, not_negative, positive
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.setting import Batch, Setting
 

@@ -32,11 +32,8 @@ from datafree.config import (
     StudentSteps,
     SynthesisBatch,
     Warmup,
-    choice,
-    not_negative,
-    positive,
-    share,
 )
+from datafree.fields import choice, not_negative, positive, share
 from datafree.losses.precision import raised
 from datafree.parallel import shard
 from datafree.synthesis.pixels import (

@@ -29,10 +29,8 @@ from datafree.config import (
     StudentMode,
     StudentSteps,
     SynthesisBatch,
-    choice,
-    not_negative,
-    positive,
 )
+from datafree.fields import choice, not_negative, positive
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.setting import Batch, Setting, student_mode
 

@@ -34,11 +34,8 @@ from datafree.config import (
     StudentSteps,
     SynthesisBatch,
     Warmup,
-    choice,
-    not_negative,
-    positive,
-    share,
 )
+from datafree.fields import choice, not_negative, positive, share
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Batch, Setting

@@ -37,12 +37,8 @@ from datafree.config import (
     StudentSteps,
     SynthesisBatch,
     Warmup,
-    choice,
-    not_negative,
-    part,
-    positive,
-    share,
 )
+from datafree.fields import choice, not_negative, part, positive, share
 from datafree.parallel import world_size
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered

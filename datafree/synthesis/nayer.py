@@ -38,11 +38,8 @@ from datafree.config import (
     StudentSteps,
     SynthesisBatch,
     Warmup,
-    choice,
-    not_negative,
-    positive,
-    share,
 )
+from datafree.fields import choice, not_negative, positive, share
 from datafree.synthesis.noisy import NoisyImaging
 from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Batch, Setting

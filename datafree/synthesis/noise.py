@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from datafree.config import choice, positive
+from datafree.fields import choice, positive
 from datafree.parallel import channel_statistics, shard
 from datafree.synthesis.setting import Batch, Setting
 from datafree.synthesis.shapes import ShapeBank

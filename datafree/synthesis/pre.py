@@ -35,11 +35,8 @@ from datafree.config import (
     StudentMode,
     StudentSteps,
     SynthesisBatch,
-    choice,
-    not_negative,
-    positive,
-    share,
 )
+from datafree.fields import choice, not_negative, positive, share
 from datafree.generators import GENERATORS
 from datafree.generators.autoencoder import Autoencoder
 from datafree.losses.precision import raised

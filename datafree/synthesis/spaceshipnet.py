@@ -37,11 +37,8 @@ from datafree.config import (
     StudentSteps,
     SynthesisBatch,
     Warmup,
-    choice,
-    not_negative,
-    positive,
-    share,
 )
+from datafree.fields import choice, not_negative, positive, share
 from datafree.generators.convolutional import Generator
 from datafree.losses.precision import raised
 from datafree.parallel import gather, shard, world_size

@@ -40,12 +40,8 @@ from datafree.config import (
     StudentSteps,
     SynthesisBatch,
     Warmup,
-    choice,
-    not_negative,
-    part,
-    positive,
-    share,
 )
+from datafree.fields import choice, not_negative, part, positive, share
 from datafree.losses.precision import raised
 from datafree.parallel import batch_mean, shard
 from datafree.synthesis.imaging import Imaging

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from datafree import losses
-from datafree.config import BankSize, FirstNorm, StudentSteps, SynthesisBatch, Warmup, not_negative, positive, share
+from datafree.config import BankSize, FirstNorm, StudentSteps, SynthesisBatch, Warmup
 from datafree.domain import Domain
+from datafree.fields import not_negative, positive, share
 from datafree.losses import Statistics
 from datafree.parallel import channel_statistics, gather
 from datafree.synthesis.pixels import Descent, descend, noise, patches_weight, pixel_space

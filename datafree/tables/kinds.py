@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from datafree.config import parse_duration
+from datafree.fields import parse_duration
 from datafree.tables.defaults import JOBS
 from datafree.tables.specs import COSTS
 

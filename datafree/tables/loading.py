@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from datafree import condensation, synthesis
-from datafree.config import PretrainConfig, fields_of, light_config, replace
+from datafree.config import PretrainConfig, light_config
 from datafree.data.sources import split_name
+from datafree.fields import fields_of, replace
 from datafree.models import model_names
 from datafree.tables.defaults import JOBS, SPECS, presets_of, protocols
 from datafree.tables.kinds import DEVICE, KEYS, SECTION, TYPES, Kind

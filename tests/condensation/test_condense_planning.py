@@ -16,8 +16,9 @@ from datafree.condensation import METHODS, load_method, trained
 from datafree.condensation.initial import initial_images
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.config import CondenseConfig, fields_of, replace
+from datafree.config import CondenseConfig
 from datafree.data.wrapped import from_dataset
+from datafree.fields import fields_of, replace
 from datafree.jobs.condense_defaults import LOOP_READS, SELECTION_READS, check_read
 from datafree.jobs.condense_planning import (
     condense_plan,

@@ -15,8 +15,9 @@ from datafree.condensation.frepo import FRePo, FRePoConfig, nearest_distribution
 from datafree.condensation.loop import ImageTrainer, Steps
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.config import CondenseConfig, replace
+from datafree.config import CondenseConfig
 from datafree.domain import Domain
+from datafree.fields import replace
 from datafree.jobs.condense_defaults import DEFAULTS
 from datafree.models import build_model
 from datafree.teacher import Normalised

@@ -19,7 +19,8 @@ from torchvision.datasets import ImageFolder
 import datafree
 from datafree.condensation import ABOUT, METHODS, load_method
 from datafree.condensation.synthetic import class_counts
-from datafree.config import CondenseConfig, fields_of
+from datafree.config import CondenseConfig
+from datafree.fields import fields_of
 from datafree.jobs import condense, resume_condense
 from datafree.jobs.condensing import dry_run_condense
 from datafree.runs import CHECKPOINT

@@ -19,9 +19,10 @@ from datafree.condensation.loop import ImageTrainer, Steps
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.sre2l import SRe2L, SRe2LConfig, one_of_each
 from datafree.condensation.synthetic import Synthetic
-from datafree.config import CondenseConfig, replace
+from datafree.config import CondenseConfig
 from datafree.data.augmentation import parse_augmentation
 from datafree.domain import Domain
+from datafree.fields import replace
 from datafree.jobs.condense_defaults import DEFAULTS
 from datafree.teacher import Normalised, Teacher
 from datafree.training import Clock

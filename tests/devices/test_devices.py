@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 import datafree
 from datafree import condensation
-from datafree.config import TrainConfig, fields_of
+from datafree.config import TrainConfig
 from datafree.domain import make_domain
 from datafree.evaluation.protocols import PROTOCOLS
+from datafree.fields import fields_of
 from datafree.jobs import record_experts, resume_condense
 from datafree.jobs.condensing import dry_run_condense
 from datafree.jobs.training import dry_run

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from datafree import losses
-from datafree.config import OptimisationConfig, fields_of
+from datafree.config import OptimisationConfig
 from datafree.data import crop_and_flip, draw_crops
 from datafree.distillation import Alternation, distill
 from datafree.domain import Domain
+from datafree.fields import fields_of
 from datafree.synthesis import METHODS, load_method
 from datafree.synthesis.setting import Batch, Setting
 from datafree.teacher import Normalised, Teacher

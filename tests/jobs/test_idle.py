@@ -11,7 +11,8 @@ import torch
 
 from datafree.condensation import METHODS as CONDENSERS
 from datafree.condensation import load_method as load_condenser
-from datafree.config import CondenseConfig, TrainConfig, fields_of
+from datafree.config import CondenseConfig, TrainConfig
+from datafree.fields import fields_of
 from datafree.jobs.condense_defaults import check_read
 from datafree.jobs.filling import method_options
 from datafree.jobs.idle import CONDENSE, METHOD, TRAIN, check_idle

@@ -610,7 +610,7 @@ def test_shards_share_out_cells_and_seeds(tiny, tmp_path):
 
     shards = [names(shard=f"{n}/4") for n in range(4)]
     assert [len(shard) for shard in shards] == [2, 2, 1, 1]
-    assert sorted(sum(shards, [])) == sorted(names())
+    assert sorted(name for shard in shards for name in shard) == sorted(names())
     assert len(set(names())) == 6
 
 

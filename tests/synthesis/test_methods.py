@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from datafree import losses
-from datafree.config import TrainConfig, fields_of
+from datafree.config import TrainConfig
 from datafree.domain import Domain
+from datafree.fields import fields_of
 from datafree.synthesis import METHODS, load_method
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.setting import Pace, Setting

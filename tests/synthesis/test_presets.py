@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from datafree.config import TrainConfig, fields_of
+from datafree.config import TrainConfig
+from datafree.fields import fields_of
 from datafree.synthesis import METHODS, load_method
 from datafree.training import USUAL
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from datafree.config import fields_of
+from datafree.fields import fields_of
 from datafree.synthesis import METHODS, load_method
 from datafree.synthesis.setting import Setting
 

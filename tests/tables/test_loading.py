@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from datafree.config import fields_of, light_config
+from datafree.config import light_config
 from datafree.evaluation.protocols import PROTOCOLS
+from datafree.fields import fields_of
 from datafree.synthesis import load_method
 from datafree.tables import find_tables, load_table
 from datafree.tables.defaults import JOBS, presets_of, protocols

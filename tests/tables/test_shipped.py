@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from datafree.config import PretrainConfig, replace
+from datafree.config import PretrainConfig
 from datafree.data import DATA
 from datafree.evaluation.protocols import PROTOCOLS
+from datafree.fields import replace
 from datafree.models import ALIASES, MODELS
 from datafree.synthesis import load_method
 from datafree.tables import Table, find_tables, load_table, render
