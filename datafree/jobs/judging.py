@@ -101,28 +101,18 @@ def evaluate_set(
     check_labels(condensed, protocol, set_labels, ranked=rank, taught=teacher is not None)
     data = _as_data(data, condensed.domain.classes)
     place = find_device(device)
-    name = data.domain.name if isinstance(data, Data) else data or _own_data(condensed)
-    held = data.to(place) if isinstance(data, Data) else load_data(name, download=download, device=place)
-    _check_fit(condensed, held.domain, name, say)
-    if validation:
-        held = validation_split(held)
+    name, held = _test_data(condensed, data, place, validation, download, say)
     domain = condensed.domain
-    held = dataclasses.replace(held, domain=domain)
     archs = [arch_for(domain) if arch == "auto" else arch for arch in archs or [protocol_object.arch]]
     rate = _rate(condensed, protocol_object, lr)
     left_out = _left_out(condensed, say) if validation else None
     taught = None
     if teacher is not None:
+        known = None if isinstance(data, Data) and name not in DOMAINS else name
         taught = load_teacher(
-            teacher,
-            arch=teacher_arch,
-            data=None if isinstance(data, Data) and name not in DOMAINS else name,
-            shape=domain.shape,
-            classes=domain.classes,
-            mean=teacher_mean,
-            std=teacher_std,
-            device=place,
-        ).teacher
+            teacher, arch=teacher_arch, data=known, shape=domain.shape, classes=domain.classes,
+            mean=teacher_mean, std=teacher_std, device=place,
+        ).teacher  # fmt: skip
     whitening = condensed.whitening
 
     def make(arch: str) -> nn.Module:
@@ -193,6 +183,26 @@ def _as_data(data: Any, classes: int) -> str | Data | None:
         f"data is a {type(data).__name__}: give a name, a datafree.Data, or (train, test), two data sets of (image, "
         "class number) items"
     )
+
+
+def _test_data(
+    condensed: CondensedSet,
+    data: str | Data | None,
+    place: torch.device,
+    validation: bool,
+    download: bool,
+    say: Callable[[str], None],
+) -> tuple[str, Data]:
+    """The data that a set is tested on and their name; their domain is the set's, and so its normalisation."""
+    if isinstance(data, Data):
+        name, held = data.domain.name, data.to(place)
+    else:
+        name = data or _own_data(condensed)
+        held = load_data(name, download=download, device=place)
+    _check_fit(condensed, held.domain, name, say)
+    if validation:
+        held = validation_split(held)
+    return name, dataclasses.replace(held, domain=condensed.domain)
 
 
 def _own_data(condensed: CondensedSet) -> str:
