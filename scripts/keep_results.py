@@ -12,10 +12,11 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from datafree.tables import Cell, Table, find_tables, load_table, read_results, render
-from datafree.tables.rendering import NOTHING, accuracies, accuracy, length, random_real
+from datafree.tables import Cell, find_tables, load_table, read_results, render
+from datafree.tables.rendering import accuracies, accuracy, length, random_real
 from datafree.tables.results import current
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,21 +79,44 @@ def _text(lines: list[str]) -> str:
 
 
 def short_table() -> str:
-    """The README's table: of each group, at each length, the default and the best other method; and the baselines.
+    """The README's table: of each group and length the default and the best other method, beside them the baselines.
 
     A group of baselines alone is left out.
     """
-    lines = ["| | method | length | accuracy |", "|---|---|---|---|"]
+    lines = ["| | length | default | best other method | to compare with |", "|---|---|---|---|---|"]
     for name in SHOWN:
         table = load_table(name)
         found, _ = current(table, read_results(BENCHMARKS / "results" / name))
+        contents = {c.name: [r.content for r in found[c.name] if r.done] for c in table.cells}
         for group, title in table.groups.items():
-            for cell in _shown(table, group, found):
-                done = [result.content for result in found[cell.name] if result.done]
-                long = length(cell) if done[0]["result"]["steps"] else NOTHING
-                lines.append(f"| {title} | {cell.title} | {long} | **{figure(cell, done)}** |")
-                title = ""
+            lines += _lines(title, [c for c in table.cells if c.group == group and contents[c.name]], contents)
     return "\n".join(lines)
+
+
+Contents = dict[str, list[dict[str, Any]]]  # by a cell's name, one a seed
+
+
+def _lines(title: str, cells: list[Cell], contents: Contents) -> list[str]:
+    """A group's: one a length, the baselines in the first."""
+
+    def best(cells: list[Cell]) -> list[Cell]:
+        return sorted(cells, key=lambda c: fmean(accuracies(c, contents[c.name])), reverse=True)[:1]
+
+    def shown(cells: list[Cell]) -> str:
+        return " · ".join(f"{figure(c, contents[c.name])} {c.title}" for c in cells)
+
+    baselines = [c for c in cells if c.row in BASELINES]
+    methods = [c for c in cells if c.row not in BASELINES]
+    lines: list[str] = []
+    for long in dict.fromkeys(map(length, methods)):
+        here = [c for c in methods if length(c) == long]
+        # A variant such as frepo-60m stands for the default where that has no row of this length.
+        variants = [c for c in here if c.row.startswith(DEFAULTS)]
+        default = [c for c in variants if c.row in DEFAULTS] or best(variants)
+        other = best([c for c in here if c not in variants])
+        beside = shown(baselines) if not lines else ""
+        lines.append(f"| {title if not lines else ''} | {long} | **{shown(default)}** | {shown(other)} | {beside} |")
+    return lines
 
 
 def figure(cell: Cell, done: list[dict[str, Any]]) -> str:
@@ -101,27 +125,6 @@ def figure(cell: Cell, done: list[dict[str, Any]]) -> str:
         return accuracy(cell, done)
     scores = done[0]["scores"]
     return f"{random_real(scores)} ({scores['networks']})"
-
-
-def _shown(table: Table, group: str, found: dict[str, list]) -> list[Cell]:  # type: ignore[type-arg]
-    run = [c for c in table.cells if c.group == group and any(r.done for r in found[c.name])]
-
-    def score(cell: Cell) -> float:
-        values = accuracies(cell, [r.content for r in found[cell.name] if r.done])
-        return sum(values) / len(values)
-
-    def best(cells: list[Cell]) -> list[Cell]:
-        """One of each length."""
-        lengths = dict.fromkeys(map(length, cells))
-        return [max((c for c in cells if length(c) == each), key=score) for each in lengths]
-
-    baselines = [c for c in run if c.row in BASELINES]
-    defaults = [c for c in run if c.row in DEFAULTS]
-    known = {length(c) for c in defaults}
-    variants = [c for c in run if c.row.startswith(DEFAULTS) and length(c) not in known]  # such as frepo-60m
-    others = [c for c in run if c.row not in BASELINES and not c.row.startswith(DEFAULTS)]
-    methods = [*defaults, *best(variants), *best(others)]
-    return [*methods, *baselines] if methods else []
 
 
 def rendered(readme: str) -> str:
