@@ -31,6 +31,7 @@ from datafree.condensation.trained import (
     needed_network,
     trained_network,
 )
+from datafree.condensation.unrolling import attach
 from datafree.fields import not_negative, positive
 from datafree.losses.precision import raised
 from datafree.models import build_model
@@ -100,11 +101,16 @@ class SRe2L:
         config, classes = self.config, synthetic.decoded_classes
         (views,) = self.setting.augment_alike(synthetic.decoded())
         batches = one_of_each(classes, config.recover_batch)
+        gradient = torch.zeros_like(views)
         sums: dict[str, list[Tensor]] = {}
-        for rows in batches:
-            for name, term in self.recover_terms(views[rows], classes[rows]).items():
-                sums.setdefault(name, []).append(term)
-        return {name: torch.stack(terms).sum() / len(batches) for name, terms in sums.items()}
+        for rows in batches:  # each one's gradient at once, so that memory holds the graph of one batch
+            own = views.detach()[rows].requires_grad_()
+            terms = self.recover_terms(own, classes[rows])
+            (gradient[rows],) = torch.autograd.grad(torch.stack(list(terms.values())).sum() / len(batches), own)
+            for name, term in terms.items():
+                sums.setdefault(name, []).append(term.detach())
+        means = {name: torch.stack(terms).sum() / len(batches) for name, terms in sums.items()}
+        return means | {"cross_entropy": attach(means["cross_entropy"], (views, gradient))}
 
     def recover_terms(self, views: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """This process's share of the weighted terms of a batch (N, C, H, W) in [0, 1] with class numbers (N,)."""

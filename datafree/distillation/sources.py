@@ -58,13 +58,13 @@ class CondensedImages:
     def __init__(self, setting: Setting, condensed: CondensedSet, *, cropped: bool = False) -> None:
         self.setting, self.config = setting, CondensedConfig()
         self.images = condensed.decoded()[0].to(setting.device)
-        domain = setting.domain
+        mean, std = setting.domain.pixels  # not the teacher's constants, which may be no more than a convention
         self.augmentation = parse_augmentation(
             "_".join(name for name in AUGMENTATION if not (cropped and name in CROPS)),
             mode="all",
-            flip=domain.flip,
-            mean=domain.mean,
-            std=domain.std,
+            flip=setting.domain.flip,
+            mean=mean,
+            std=std,
         )
         self.made = 0
 

@@ -114,6 +114,16 @@ def fit_bank(method_config: Any, options: Mapping[str, Any], domain: Domain, cho
     return dataclasses.replace(method_config, bank=places)
 
 
+def cut_short(method_config: Any, steps: int | None) -> list[str]:
+    """A line for each inner loop that a run of few student steps makes shorter than what was set, see `Pace.inner`."""
+    wanted = {name: getattr(method_config, name, 0) for name in ("generator_steps", "pixel_steps", "memory_steps")}
+    return [
+        f"{name.replace('_', ' ')}: {steps} of {count} a round, no more than the run has student steps"
+        for name, count in wanted.items()
+        if steps is not None and count > steps
+    ]
+
+
 def method_options(
     name: str,
     method: type[Any],

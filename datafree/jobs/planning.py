@@ -31,6 +31,7 @@ from datafree.jobs.beginnings import (
 )
 from datafree.jobs.filling import (
     WITHOUT_NORM,
+    cut_short,
     fill_optimisation,
     fit_bank,
     fit_terms,
@@ -166,6 +167,7 @@ def make_plan(
         choices.append(inherit(network, teacher.teacher.network))
     method_config = fit_terms(method, method_config, options, teacher.teacher, warnings)
     method_config = fit_bank(method_config, {**own, **options}, domain, choices)
+    choices += cut_short(method_config, filled.steps)
     if (rows := getattr(method_config, "embedding", None)) not in (None, *WORDS):
         method_config = dataclasses.replace(method_config, embedding=absolute(rows, is_path=True))
     test = _test_data(config, domain, choices, device)

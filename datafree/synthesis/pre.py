@@ -128,7 +128,7 @@ class PRE:
         self.memory = memory.to(setting.device).to(memory_format=torch.channels_last)
         synchronise(self.memory)
         self.optimizer = torch.optim.Adam(self.memory.parameters(), lr=config.memory_lr)
-        self.spread = torch.tensor(setting.domain.std, device=setting.device).view(1, -1, 1, 1)
+        self.spread = torch.tensor(setting.domain.pixels[1], device=setting.device).view(1, -1, 1, 1)
         self.learned = 0
 
     def update(self) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,47 @@ def test_recovery_equals_the_published_code(monkeypatch: pytest.MonkeyPatch, scr
     (gradient,) = torch.autograd.grad(total, synthetic.images)
     wanted = held(f"grad_{script}_images")[order]
     torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-9 * float(wanted.abs().max()))
+
+
+def test_gradients_of_several_batches_are_those_of_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ConvBN(1, classes=3).double()
+    objective = method(monkeypatch, network, GREY, SRe2LConfig(bn=0.5, tv=0.3, l2=0.2, recover_batch=4))
+    classes = torch.arange(3).repeat_interleave(2)
+    synthetic = Synthetic(torch.rand(6, 1, 8, 8, dtype=torch.float64), classes)
+    total = torch.stack(list(objective.terms(synthetic).values())).sum()
+    (found,) = torch.autograd.grad(total, synthetic.images)
+    parts = [objective.recover_terms(synthetic.images[rows], classes[rows]) for rows in one_of_each(classes, 4)]
+    whole = torch.stack([torch.stack(list(terms.values())).sum() for terms in parts]).mean()
+    (wanted,) = torch.autograd.grad(whole, synthetic.images)
+    torch.testing.assert_close(total, whole)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_memory_holds_the_graph_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = method(monkeypatch, ConvBN(1, classes=3), GREY, SRe2LConfig(recover_batch=3))
+
+    def most(images: int) -> int:
+        """Saved for backward at one time, in tensors."""
+        alive, found = weakref.WeakSet[Saved](), [0]
+
+        def pack(tensor: Tensor) -> Saved:
+            saved = Saved(tensor)
+            alive.add(saved)
+            found[0] = max(found[0], len(alive))
+            return saved
+
+        synthetic = Synthetic(torch.rand(images, 1, 8, 8), torch.arange(3).repeat_interleave(images // 3))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+            objective.terms(synthetic)
+        return found[0]
+
+    assert most(3) > 10
+    assert most(12) < 1.5 * most(3)
+
+
+class Saved:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 GREY = Domain(name="grey", shape=(1, 8, 8), classes=3, mean=(0.4,), std=(0.3,), flip=False)

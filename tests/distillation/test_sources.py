@@ -77,6 +77,15 @@ def test_augmentation_is_in_standard_deviations_and_brings_in_the_mean_colour() 
     assert (moved.flatten(1).abs().min(1).values < 1e-5).float().mean() > 0.9, "cutout leaves a block of the mean"
 
 
+def test_augmentation_does_not_take_a_convention_for_the_spread_of_pixels() -> None:
+    """A teacher that takes images in [0, 1] as they are says nothing of their brightness."""
+    at = setting()
+    at.domain = dataclasses.replace(DOMAIN, mean=(0.0,) * 3, std=(1.0,) * 3)
+    grey = torch.full((4, 3, 8, 8), 0.45)
+    moved = CondensedImages(at, condensed(grey)).sample(200).images - 0.45
+    assert moved.abs().max() < 0.2, "half a usual standard deviation, not half of the range"
+
+
 def test_augmentation_is_that_of_the_networks_that_judge_a_set() -> None:
     images, at = noise(), setting()
     found = CondensedImages(at, condensed(images)).sample(12).images

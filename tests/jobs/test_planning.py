@@ -279,3 +279,10 @@ def test_a_teacher_smaller_than_any_of_ours_needs_a_named_student(tmp_path: Path
     # 4 x 9 + 4 + 10 x 256 + 10 parameters
     with pytest.raises(ValueError, match=r"fewer parameters than the teacher \(2,610\): name a student with --student"):
         plan(tmp_path, "plain", "blend", student=None)
+
+
+@pytest.mark.parametrize(("steps", "said"), [(3, True), (10, False)])
+def test_an_inner_loop_that_a_short_run_cuts_is_told(tmp_path: Path, steps: int, said: bool) -> None:
+    made = plan(tmp_path, "group", "dfq", steps=steps, generator_steps=10)
+    line = "generator steps: 3 of 10 a round, no more than the run has student steps"
+    assert (line in made["choices"]) is said

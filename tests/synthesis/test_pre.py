@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,13 @@ def test_the_memorys_terms_are_the_equation() -> None:
     assert terms["memory_logits"].item() == pytest.approx(difference.abs().mean().item(), rel=1e-4)
     codes = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean()
     assert terms["memory_codes"].item() == pytest.approx(0.3 * codes.item(), rel=1e-5)
+
+
+def test_the_memorys_images_are_measured_by_the_spread_of_pixels() -> None:
+    """And not by the normalisation of a teacher that takes images as they are."""
+    at = setting()
+    at.domain = dataclasses.replace(DOMAIN, mean=(0.0,), std=(1.0,), pixel_mean=(0.13,), pixel_std=(0.31,))
+    assert build(at).spread.flatten().tolist() == pytest.approx([0.31])
 
 
 def test_the_memory_rehearses_what_it_recalls() -> None:
