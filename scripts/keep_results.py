@@ -123,8 +123,7 @@ def figure(cell: Cell, done: list[dict[str, Any]]) -> str:
     """As in the table; of random images that over many draws, one for each network, not that of the row's one draw."""
     if cell.row != "random":
         return accuracy(cell, done)
-    scores = done[0]["scores"]
-    return f"{random_real(scores)} ({scores['networks']})"
+    return f"{random_real(done)} ({done[0]['scores']['networks']})"
 
 
 def rendered(readme: str) -> str:

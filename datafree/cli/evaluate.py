@@ -193,7 +193,7 @@ def _rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("all real images", percent(scores["whole_accuracy"])))
     rows += [(name, _mean(scores, key)) for name, key in RANKING if f"{key}_mean" in scores]
     rows.append(("budget", f"{scores['stored_images']:,} images stored, {scores['decoded_images']:,} decoded"))
-    rows.append(("time", f"{scores['seconds']:.0f} s"))
+    rows.append(("time on the set", f"{scores['seconds']:.0f} s"))
     return rows
 
 

@@ -249,9 +249,21 @@ def without_augmentation(protocol: Protocol) -> Protocol:
 def _check(images: Tensor, labels: Tensor, domain: Domain) -> None:
     if images.dim() != 4 or tuple(images.shape[1:]) != domain.shape:
         raise ValueError(f"images of the shape {tuple(images.shape)}, test images {domain.shape}: give data that fit")
+    if not len(images):
+        raise ValueError("there is no image: give one or more")
     if labels.is_floating_point():
-        if tuple(labels.shape) != (len(images), domain.classes):
-            raise ValueError(f"labels of the shape {tuple(labels.shape)}: give {(len(images), domain.classes)}")
+        check_probabilities("labels", labels, len(images), domain.classes)
+    elif tuple(labels.shape) != (len(images),) or labels.dtype != torch.int64:
+        raise ValueError(f"labels of the shape {tuple(labels.shape)}, {labels.dtype}: give int64 ({len(images)},)")
     elif int(labels.min()) < 0 or int(labels.max()) >= domain.classes:
         low, high = int(labels.min()), int(labels.max())
         raise ValueError(f"labels from {low} to {high}: the classes go from 0 to {domain.classes - 1}")
+
+
+def check_probabilities(name: str, soft: Tensor, images: int, classes: int) -> None:
+    """Raises ValueError unless `soft` are probabilities (images, classes)."""
+    if tuple(soft.shape) != (images, classes) or not soft.is_floating_point():
+        shape, wanted = tuple(soft.shape), (images, classes)
+        raise ValueError(f"{name} of the shape {shape}, {soft.dtype}: give probabilities, floats {wanted}")
+    if not bool(((soft >= 0).all(1) & ((soft.sum(1) - 1).abs() < 1e-2)).all()):
+        raise ValueError(f"{name} are no probabilities: give {name}.softmax(1) where they are logits")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.domain import Shape
@@ -27,8 +28,13 @@ def multiply_adds(network: nn.Module, shape: Shape) -> int:
     so functional ones count as modules do. The network is left as it was.
     """
     counter = FlopCounterMode(display=False)
-    with _one_pass(network), counter:
-        network(_input(network, shape))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # fused attention is not seen by the counter
+        with _one_pass(network), sdpa_kernel(SDPBackend.MATH), counter:
+            network(_input(network, shape))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     # The counter takes a multiply-add for two operations.
     return int(counter.get_total_flops()) // 2
 

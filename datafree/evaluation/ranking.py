@@ -22,7 +22,14 @@ from datafree.data.folders import list_classes, read_images
 from datafree.data.loading import Data, get_split, validation_split
 from datafree.data.tensors import to_float
 from datafree.domain import Domain
-from datafree.evaluation.condensed import Make, accuracies, class_counts, random_rows, without_augmentation
+from datafree.evaluation.condensed import (
+    Make,
+    accuracies,
+    check_probabilities,
+    class_counts,
+    random_rows,
+    without_augmentation,
+)
 from datafree.evaluation.networks import Forward
 from datafree.evaluation.protocols import Protocol, arch_for, named_protocol
 
@@ -129,6 +136,8 @@ def rank(
     images, given = _images(image_tensor, image_path, domain, numbered=hard_labels is None)
     hard_labels = given if hard_labels is None else hard_labels
     own, hard = _labels(hard_labels, soft_labels, len(images), domain.classes)
+    if protocol.labels == "teacher" and teacher is None:
+        raise ValueError("this protocol trains on a teacher's labels: give a teacher")
     if soft_labels is not None and teacher is None:
         raise ValueError("soft labels are compared with random images that a teacher labels: give a teacher")
     name = arch or (arch_for(domain) if protocol.arch == "auto" else protocol.arch)
@@ -239,7 +248,7 @@ def _images(
 def _labels(hard: Tensor | None, soft: Tensor | None, images: int, classes: int) -> tuple[Tensor, Tensor]:
     """The set's own labels, and class numbers."""
     if soft is not None:
-        _check_probabilities(soft, images, classes)
+        check_probabilities("soft_labels", soft, images, classes)
         hard = soft.argmax(1) if hard is None else hard
     elif hard is None:
         if images % classes:
@@ -251,11 +260,3 @@ def _labels(hard: Tensor | None, soft: Tensor | None, images: int, classes: int)
     if low < 0 or high >= classes:
         raise ValueError(f"hard_labels from {low} to {high}: the classes go from 0 to {classes - 1}")
     return (hard if soft is None else soft), hard
-
-
-def _check_probabilities(soft: Tensor, images: int, classes: int) -> None:
-    if tuple(soft.shape) != (images, classes) or not soft.is_floating_point():
-        shape, wanted = tuple(soft.shape), (images, classes)
-        raise ValueError(f"soft_labels of the shape {shape}, {soft.dtype}: give probabilities, floats {wanted}")
-    if not bool(((soft >= 0).all(1) & ((soft.sum(1) - 1).abs() < 1e-2)).all()):
-        raise ValueError("soft_labels are no probabilities: give soft_labels.softmax(1) where they are logits")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from datafree.data import Data, load_data, validation_split
+from datafree.data import Data, get_split, load_data, validation_split
 from datafree.data.condensed import FILE, CondensedSet, load_condensed
 from datafree.data.sources import split_name
 from datafree.data.wrapped import from_dataset
@@ -86,10 +86,11 @@ def evaluate_set(
         say: called with each line worth telling, among them one a network.
 
     Returns:
-        What `score_set` returns, with "set", "data", "split", "left_out" (whether the set was made without the
-        training images that it is tested on; None where it is tested on others, or where that is not known), "lr" (the
-        first rate on the set), "set_labels", "whole_accuracy" (None where it is not known) and the set's budget. With
-        `rank` the scores, and "ranking_accuracies" behind them.
+        What `score_set` returns of the set ("seconds" are of its own networks, without the random images'), with "set",
+        "data", "split", "left_out" (whether the set was made without the training images that it is tested on; None
+        where it is tested on others, or where that is not known), "lr" (the first rate on the set), "set_labels",
+        "whole_accuracy" (None where it is not known) and the set's budget. With `rank` the scores, and
+        "ranking_accuracies" behind them.
 
     Raises:
         ValueError: something a person can mend; one line.
@@ -103,7 +104,8 @@ def evaluate_set(
     place = find_device(device)
     name, held = _test_data(condensed, data, place, validation, download, say)
     domain = condensed.domain
-    archs = [arch_for(domain) if arch == "auto" else arch for arch in archs or [protocol_object.arch]]
+    named = [arch_for(domain) if arch == "auto" else arch for arch in archs or [protocol_object.arch]]
+    archs = list(dict.fromkeys(named))
     rate = _rate(condensed, protocol_object, lr)
     left_out = _left_out(condensed, say) if validation else None
     taught = None
@@ -137,6 +139,9 @@ def evaluate_set(
         images, labels, held, protocol, archs=archs, random=False, tiles=_tiles(condensed), lr=rate, make=make, **common
     )
     counts = stored_counts(condensed)
+    held_counts = class_counts(get_split(held, "train")[1], domain.classes)
+    if any(count > real for count, real in zip(counts, held_counts, strict=True)):
+        say("warning: of some class the set has more images than there are real ones: the random images are fewer")
     for arch in archs:
         random = on_random_images(held, protocol, arch, counts, make, common, whitening is not None, relabel)
         result["archs"][arch] |= random
@@ -243,7 +248,7 @@ def _tiles(condensed: CondensedSet) -> int:
     """Crops a side of each image: `rded`'s sets may have several."""
     if condensed.info.get("method") != "rded":
         return 1
-    said = condensed.info.get("options", {}).get("tiles")
+    said = (condensed.info.get("options") or {}).get("tiles")
     return int(said) if said else tiles_for(condensed.domain)
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
+from math import gcd
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datafree.data import Data
 from datafree.data.sources import cache_folder
 from datafree.domain import DOMAINS
 from datafree.evaluation.condensed import random_part, score_set
 from datafree.evaluation.networks import Forward
-from datafree.evaluation.protocols import Protocol
+from datafree.evaluation.protocols import Protocol, named_protocol
 from datafree.runs import write_json
 
 # One network on all real images, for comparison: it is trained once a data set, protocol and network.
@@ -29,7 +31,9 @@ def fingerprint(data: Data) -> str:
     for tensor in (data.x_train, data.y_train, data.x_test, data.y_test):
         if tensor is not None:
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.flatten()[:: max(1, tensor.numel() // 1_000_000)].cpu().numpy().tobytes())
+            # A stride that shares no factor with the width meets every column.
+            stride = next(n for n in itertools.count(max(1, tensor.numel() // 1_000_000)) if gcd(n, width(tensor)) == 1)
+            digest.update(tensor.flatten()[::stride].cpu().numpy().tobytes())
     domain = data.domain
     digest.update(repr((domain.mean, domain.std)).encode())
     if domain.flip != (DOMAINS[domain.name].flip if domain.name in DOMAINS else domain.shape[0] == 3):
@@ -37,14 +41,19 @@ def fingerprint(data: Data) -> str:
     return digest.hexdigest()
 
 
+def width(tensor: Tensor) -> int:
+    return tensor.shape[-1] if tensor.dim() > 1 else 1
+
+
 def _cached(kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
     """A small result by all that it depends on; computed (and kept) where it is not there."""
     text = json.dumps(key, sort_keys=True, default=str)
     path = cache_folder() / "scores" / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]
-        return held
-    except (OSError, ValueError, KeyError):
+        held = json.loads(path.read_text(encoding="utf-8"))["result"]
+        if isinstance(held, dict) and held:
+            return held
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     if compute is None:
         return None
@@ -72,11 +81,12 @@ def on_random_images(
     def compute() -> dict[str, Any]:
         return random_part(data, protocol, arch, counts=counts, make=make, relabel=relabel, **common)
 
-    about = protocol if isinstance(protocol, str) else dataclasses.asdict(protocol)
+    about = dataclasses.asdict(named_protocol(protocol) if isinstance(protocol, str) else protocol)
+    about.pop("note", None)
     taught = "teacher" in common or relabel is not None
     key = {
         "data": fingerprint(data), "protocol": about, "arch": arch, "counts": counts, "networks": common["networks"],
-        "seed": common["seed"], "precision": common["precision"], "whitened": whitened, "version": 1,
+        "seed": common["seed"], "precision": common["precision"], "whitened": whitened, "version": 2,
     }  # fmt: skip
     found = compute() if taught or ":" in arch else _cached("random", key, compute)
     assert found is not None
@@ -101,7 +111,7 @@ def on_all_images(
     kept = ":" not in arch
     key = {
         "data": fingerprint(data), "arch": arch, "steps": WHOLE_STEPS, "precision": precision, "whitened": whitened,
-        "version": 1,
+        "version": 2,
     }  # fmt: skip
 
     def train() -> dict[str, Any]:

@@ -311,8 +311,9 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _literal(text: str) -> str:
-    """The text as it stands: between two dollar signs matplotlib would read a formula."""
-    return text.replace("$", r"\$")
+    """The text as it stands: between two dollar signs matplotlib would read a formula, and no font has
+    what a folder's name holds that is no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
 
 
 def _percent(value: float, _: object) -> str:
@@ -343,6 +344,12 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     # Coordinates to a hundredth of a point halve the page. They stand inside tags; the numbers between tags are labels.
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
-    svg = svg.replace(' id="', f' id="{name}-').replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
-    return svg.replace(INK, "currentColor").strip()
+    svg = re.sub(r"<[^>]*>", lambda tag: _own(tag[0], name), svg)
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1).strip()
+
+
+def _own(tag: str, name: str) -> str:
+    """A tag with ids that begin with the chart's name, and with the page's colour."""
+    for mark in (' id="', 'href="#', "url(#"):
+        tag = tag.replace(mark, f"{mark}{name}-")
+    return tag.replace(INK, "currentColor")

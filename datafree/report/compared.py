@@ -156,7 +156,7 @@ def _read(path: Path, label: str, index: int) -> Compared:
         notes=notes,
     )
     counted = as_list(result.get("confusion"))
-    if result.get("confusion") is not None and len(counted) <= MOST_CLASSES and run.decisions() is None:
+    if result.get("confusion") is not None and len(counted) in range(2, MOST_CLASSES + 1) and run.decisions() is None:
         notes.append("confusion in result.json is no square table of counts")
     return run
 
@@ -181,4 +181,4 @@ def _tail(place: Path, others: set[Path]) -> str:
     depth = 1
     while any(other.parts[-depth:] == place.parts[-depth:] for other in others):
         depth += 1
-    return "/".join(place.parts[-depth:])
+    return "/".join(place.parts[-depth:]).replace("//", "/")

@@ -123,6 +123,9 @@ def _notes(runs: Sequence[Compared]) -> list[str]:
     timed = list(dict.fromkeys(as_text(run.result["latency_on"]) for run in runs if "latency_on" in run.result))
     if len(timed) > 1:
         notes.append(f"latencies were measured on {'; '.join(timed)}: they do not compare")
+    judged = list(dict.fromkeys(_judged(run) for run in runs if run.evaluation))
+    if len(judged) > 1:
+        notes.append(f"the condensed sets were judged by {'; '.join(judged)}: their accuracies do not compare")
     for run in runs:
         notes += [f"{run}: {note}" for note in run.notes]
         notes += [f"{run}: {as_text(text)}" for text in as_list(run.result.get("warnings"))]
@@ -149,13 +152,14 @@ def _facts(run: Compared) -> dict[str, str]:
         "Method": as_text(first(result.get("method"), run.options.get("method"))),
         "Data": run.data,
         "Networks": _networks(run),
+        "Judged by": _judged(run),
         "Steps": count(run.steps),
         "Images": count(first(result.get("images"), result.get("stored_images"))),
         "Wall clock": _seconds(run),
         "Peak memory": _memory(run),
         "Size": _size(run),
         "Multiply-adds": short(run.cost("student", "multiply_adds")),
-        "Latency (ms)": as_text(run.cost("student", "latency_ms"), 3),
+        "Latency (ms)": _latency(run),
         "Epsilon": as_text(as_number(result.get("epsilon"))),  # of private methods, of which there is none yet
     }
 
@@ -168,10 +172,17 @@ def _networks(run: Compared) -> str:
     return named or (NONE if through is None else f"through {as_text(through)}")
 
 
+def _judged(run: Compared) -> str:
+    """Of a condensed set: protocol, network, and the images it was tested on."""
+    told = [run.evaluation.get(name) for name in ("protocol", "arch", "data", "split")]
+    return " ".join(as_text(each) for each in told if each is not None) or NONE
+
+
 def _accuracy(run: Compared) -> str:
     """With the spread over networks, where several were trained on a condensed set."""
     spread = as_number(run.evaluation.get("accuracy_std"))
-    if run.result.get("student_accuracy") is None and run.accuracy is not None and spread is not None:
+    several = run.evaluation.get("networks") != 1
+    if run.result.get("student_accuracy") is None and run.accuracy is not None and spread is not None and several:
         return f"{100 * run.accuracy:.2f} ± {100 * spread:.2f} %"
     return percent(run.accuracy)
 
@@ -188,6 +199,11 @@ def _memory(run: Compared) -> str:
     return megabytes(run.result.get("peak_rss_mb")) + extra
 
 
+def _latency(run: Compared) -> str:
+    number = run.cost("student", "latency_ms")
+    return count(number) if number is not None and number >= 1000 else as_text(number, 3)
+
+
 def _size(run: Compared) -> str:
     parameters, floats = run.cost("student", "parameters"), run.result.get("stored_floats")
     if parameters is not None:
@@ -198,13 +214,13 @@ def _size(run: Compared) -> str:
 def class_tables(runs: Sequence[Compared]) -> list[dict[str, Any]]:
     """For runs on the same classes: each class with each student's accuracy and how far that is from its teacher's,
     the class that loses most on average first; of many classes, so many as a page takes."""
-    groups: dict[tuple[str, ...], list[Compared]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[Compared]] = {}
     for run in runs:
         if run.losses():
             names = tuple(run.names(len(run.per_class("student"))))
-            groups.setdefault(names, []).append(run)
+            groups.setdefault((run.data, names), []).append(run)
     tables = []
-    for names, group in groups.items():
+    for (_, names), group in groups.items():
         scores = [{index: (student, teacher) for index, student, teacher in run.losses()} for run in group]
         change = {
             index: float(np.mean([s - t for known in scores if index in known for s, t in [known[index]]]))

@@ -175,7 +175,8 @@ def class_charts(runs: Sequence[Compared]) -> list[Chart]:
         ]
         names = run.names(classes)
         draw = partial(bars, [names[index] for index in chosen], series)
-        charts.append(Chart(tag=f"classes/{run}", title=str(run), words=inherited(run), draw=draw, run=run))
+        part = "" if len(chosen) == classes else f"; {len(chosen)} of {classes} classes"
+        charts.append(Chart(tag=f"classes/{run}", title=str(run), words=inherited(run) + part, draw=draw, run=run))
     return charts
 
 

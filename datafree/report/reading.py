@@ -131,6 +131,7 @@ def short(value: Any) -> str:
     number = as_number(value)
     if number is None:
         return NONE
+    number = float(f"{number:.3g}")  # before its unit is chosen: 999,600 are 1 M
     size, unit = next(((s, u) for s, u in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if abs(number) >= s), (1.0, ""))
     return f"{number / size:.3g}{unit}"
 
@@ -139,7 +140,7 @@ def duration(value: Any) -> str:
     number = as_number(value)
     if number is None:
         return NONE
-    if number < 60:
+    if round(number, 1) < 60:
         return f"{number:.1f} s"
     minutes, seconds = divmod(round(number), 60)
     hours, minutes = divmod(minutes, 60)

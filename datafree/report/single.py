@@ -62,7 +62,8 @@ def render_report(run: Path) -> str:
     if job == "condense":
         title = f"{as_text(domain.get('name'))} condensed"
     config = as_mapping(about.get("config"))
-    steps = [int(step) for points in metrics.values() for step, _, _ in points]
+    logged = [step for points in metrics.values() for step, _, _ in points]  # once a second: not the last step
+    last = first(as_number(result.get("steps")) or None, max(logged, default=None))
     context = {
         "title": title,
         "facts_line": [
@@ -72,7 +73,7 @@ def render_report(run: Path) -> str:
             ("Seed", as_text(first(about.get("seed"), result.get("seed")))),
         ],
         "finished": bool(result),
-        "last_step": f"{max(steps):,}" if steps else None,
+        "last_step": None if last is None else count(last),
         "results": _results(result),
         "untested": "student_accuracy" in result and result["student_accuracy"] is None,
         "warnings": [as_text(text) for text in as_list(result.get("warnings"))] + notes,

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from datafree.models import ALIASES
 from datafree.tables.results import TableResult, current, is_of_today
@@ -49,7 +50,7 @@ def render(table: Table, results: Iterable[TableResult], page: Path, level: int 
 
 
 def link(path: Path, page: Path) -> str:
-    return Path(os.path.relpath(path, page.parent)).as_posix()
+    return quote(Path(os.path.relpath(path, page.parent)).as_posix())
 
 
 # One row a cell --------------------------------------------------------------------------------------------------
@@ -114,8 +115,10 @@ def _row(cell: Cell, results: list[TableResult], head: list[str], page: Path, co
             values |= _scores(done)
     if failed:
         reason = in_cell(str(failed[0].content["error"]))
-        first = head[2]  # the accuracy, where that is what the table shows
-        values[first] = f"{values[first]}; {len(failed)} failed: {reason}" if done else f"failed: {reason}"
+        # The accuracy, where that is what the table shows; else the first that this job has.
+        first = next((name for name in ("accuracy", *columns.get(cell.job, {})) if name in head), head[2])
+        before = f"{values.get(first, '')}; {len(failed)} " if done else ""
+        values[first] = f"{before}failed: {reason}"
     return [values.get(name, "") for name in head]
 
 
@@ -143,8 +146,7 @@ def accuracy(cell: Cell, done: list[dict[str, Any]]) -> str:
     if len(values) > 1:
         return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
     if cell.job == "condense":
-        scores = done[0]["scores"]
-        return f"{values[0]:.1f} ± {100 * scores['accuracy_std']:.1f} ({scores['networks']})"
+        return f"{_spread([done[0]['scores']], 'accuracy')} ({done[0]['scores']['networks']})"
     return f"{values[0]:.2f}"
 
 
@@ -153,26 +155,38 @@ def difference(cell: Cell, done: list[dict[str, Any]]) -> str:
     if cell.published is None:
         return ""
     points = statistics.mean(accuracies(cell, done)) - cell.published.value
-    short = points < -max(cell.published.tolerance, cell.published.spread or 0.0)
+    short = points < -max(cell.published.tolerance, cell.published.spread or 0.0) - 1e-9  # a sum's rounding is no gap
     return f"{points:+.1f}{'*' if short else ''}".replace("-", "−")
 
 
-def random_real(scores: Mapping[str, Any]) -> str:
-    """Of networks trained on random real images, a draw for each network."""
-    return f"{100 * scores['random_accuracy_mean']:.1f} ± {100 * scores['random_accuracy_std']:.1f}"
+def random_real(done: Sequence[Mapping[str, Any]]) -> str:
+    """Of networks trained on random real images, a draw for each network; empty where there are none."""
+    return _spread([content["scores"] for content in done], "random_accuracy")
+
+
+def _spread(scores: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Mean ± standard deviation of `name` in per cent: over seeds; of one seed over its networks, where it has some."""
+    known = [each for each in scores if f"{name}_mean" in each]
+    means = [100 * each[f"{name}_mean"] for each in known]
+    if len(means) > 1:
+        return f"{statistics.mean(means):.1f} ± {statistics.stdev(means):.1f}"
+    if not known or len(known[0].get(name.replace("accuracy", "accuracies"), ())) == 1:
+        return "".join(f"{mean:.1f}" for mean in means)
+    return f"{means[0]:.1f} ± {100 * known[0][f'{name}_std']:.1f}"
 
 
 def _scores(done: list[dict[str, Any]]) -> dict[str, str]:
-    scores = done[0]["scores"]
-    shown = {"scored": f"{scores['seconds']:.0f} s"}
-    if "random_accuracy_mean" in scores:
-        shown["random real"] = random_real(scores)
-    for arch, each in scores.get("archs", {}).items():
-        text = f"{100 * each['accuracy_mean']:.1f} ± {100 * each['accuracy_std']:.1f}"
-        if "random_accuracy_mean" in each:
-            text += f" (random {100 * each['random_accuracy_mean']:.1f})"
+    scores = [content["scores"] for content in done]
+    shown = {
+        "scored": f"{statistics.mean(each['seconds'] for each in scores):.0f} s",
+        "random real": random_real(done),
+    }
+    for arch in dict.fromkeys(arch for each in scores for arch in each.get("archs", {})):
+        those = [each["archs"][arch] for each in scores if arch in each.get("archs", {})]
+        random = [100 * each["random_accuracy_mean"] for each in those if "random_accuracy_mean" in each]
+        text = _spread(those, "accuracy") + (f" (random {statistics.mean(random):.1f})" if random else "")
         shown |= dict.fromkeys((arch, *(short for short, name in ALIASES.items() if name == arch)), text)
-    return shown
+    return {name: text for name, text in shown.items() if text}
 
 
 def _mean(name: str, form: str, scale: float = 1.0) -> Shown:

@@ -50,6 +50,34 @@ def test_multiply_adds_by_hand(network: nn.Module, shape: tuple[int, int, int], 
     assert multiply_adds(network, shape) == expected
 
 
+class Attention(nn.Module):
+    """Over the rows of an image as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.attention(x[:, 0], x[:, 0], x[:, 0], need_weights=False)[0]
+        return out
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, dropout=0.0, batch_first=True)
+    return nn.Sequential(nn.Flatten(1, 2), layer)
+
+
+# 6 tokens of 8: four projections 6*8*8; for each of two heads, scores and their sums 6*6*4 each.
+ATTENTION = 4 * 6 * 8 * 8 + 2 * 2 * 6 * 6 * 4
+
+
+@pytest.mark.parametrize(("network", "expected"), [(Attention(), ATTENTION), (encoder(), ATTENTION + 2 * 6 * 8 * 16)])
+def test_fused_attention_counts(network: nn.Module, expected: int) -> None:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    assert multiply_adds(network.eval(), (1, 6, 8)) == expected
+    assert torch.backends.mha.get_fastpath_enabled() is fast
+
+
 class Functional(nn.Module):
     def __init__(self) -> None:
         super().__init__()

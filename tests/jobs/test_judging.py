@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from datafree.data import load_data, to_float
+from datafree.data import Data, load_data, to_float
 from datafree.data.condensed import CondensedSet
+from datafree.data.sources import cache_folder
 from datafree.data.whitening import Whitening
 from datafree.data.wrapped import from_dataset
 from datafree.domain import DOMAINS
@@ -18,6 +20,7 @@ from datafree.evaluation import condensed as scoring
 from datafree.evaluation.protocols import PROTOCOLS, Protocol
 from datafree.jobs.foreign import foreign_set
 from datafree.jobs.judging import evaluate_set
+from datafree.jobs.real_images import fingerprint
 
 QUICK = Protocol(steps=1, networks=1, arch="mlp", lr=0.02)
 ADAM = Protocol(steps=1, networks=1, arch="mlp", lr=0.001, optimizer="adamw")
@@ -45,8 +48,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Trained]:
 def a_set(**changes: Any) -> CondensedSet:
     """One image of each digit."""
     values: dict[str, Any] = {"info": {"method": "dm", "data": "digits", "validation": False}}
-    images, labels = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(10)
-    return CondensedSet(images=images, labels=labels, domain=DOMAINS["digits"], **{**values, **changes})
+    values |= {
+        "images": torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        "labels": torch.arange(10),
+    }
+    return CondensedSet(domain=DOMAINS["digits"], **{**values, **changes})
 
 
 def whitened() -> CondensedSet:
@@ -221,3 +227,86 @@ def test_a_set_of_data_without_a_name_here_asks_for_them(trained: list[Trained])
     with pytest.raises(ValueError, match=r"made from 'dataset', .*: give data=, the data it was made from"):
         evaluate_set(condensed, protocol=QUICK)
     assert evaluate_set(condensed, data, protocol=QUICK)["data"] == "dataset"
+
+
+ABOUT: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 1},
+    "networks": {"networks": 2},
+    "network": {"archs": ["lenet5"]},
+    "precision": {"precision": "bf16"},
+    "protocol": {"protocol": dataclasses.replace(QUICK, lr=0.03)},
+    "images a class": {"source": a_set(images=torch.rand(20, 1, 8, 8), labels=torch.arange(20) % 10)},
+}
+
+
+@pytest.mark.parametrize("what", ABOUT)
+def test_random_figures_are_kept_by_all_that_they_depend_on(what: str, trained: list[Trained]) -> None:
+    def score(**changes: Any) -> int:
+        """How many networks were trained on random images for it."""
+        before = len(trained)
+        asked = {"source": a_set(), "protocol": QUICK, "archs": ["mlp"], "networks": 1, **changes}
+        evaluate_set(asked.pop("source"), **asked)
+        return len(trained) - before - int(asked["networks"])
+
+    assert score() == 1
+    assert score() == 0
+    assert score(**ABOUT[what]) == ABOUT[what].get("networks", 1)
+    assert score() == 0
+
+
+def test_random_figures_are_those_of_the_protocol_as_it_is(
+    trained: list[Trained], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_set(a_set(), networks=1)
+    evaluate_set(a_set(), networks=1)
+    assert len(trained) == 3
+    monkeypatch.setitem(PROTOCOLS, "default", dataclasses.replace(PROTOCOLS["default"], steps=7))
+    evaluate_set(a_set(), networks=1)
+    assert len(trained) == 5
+
+
+def test_random_figures_are_of_the_images_that_are_tested_on(trained: list[Trained]) -> None:
+    data = load_data("digits")
+    evaluate_set(a_set(), data, protocol=QUICK)
+    assert data.y_test is not None
+    evaluate_set(a_set(), dataclasses.replace(data, y_test=data.y_test.flip(0)), protocol=QUICK)
+    assert len(trained) == 4
+
+
+def test_a_fingerprint_sees_every_column() -> None:
+    """Of images whose number of pixels a stride of whole rows would divide."""
+    found = []
+    for value in (0, 1):
+        x = torch.zeros(36_000, 1, 8, 8, dtype=torch.uint8)
+        x[..., 3] = value
+        found.append(fingerprint(Data(domain=DOMAINS["digits"], x_train=x, y_train=torch.zeros(36_000).long())))
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("held", ["[]", "null", "{}", '{"result": null}', '{"result": {}}', "nonsense"])
+def test_a_cache_that_holds_nothing_of_use_is_made_again(held: str, trained: list[Trained]) -> None:
+    evaluate_set(a_set(), protocol=QUICK)
+    (kept,) = (cache_folder() / "scores").iterdir()
+    kept.write_text(held)
+    assert "random_accuracy_mean" in evaluate_set(a_set(), protocol=QUICK)
+    assert len(trained) == 4
+
+
+def test_a_network_that_is_named_twice_is_trained_once(trained: list[Trained]) -> None:
+    evaluate_set(a_set(), protocol=QUICK, archs=["mlp", "mlp"])
+    assert len(trained) == 2
+
+
+def test_fewer_random_images_than_the_set_has_are_told(trained: list[Trained]) -> None:
+    def warned(condensed: CondensedSet) -> bool:
+        said: list[str] = []
+        evaluate_set(condensed, protocol=QUICK, say=said.append)
+        return any("more images than there are real ones" in line for line in said)
+
+    assert warned(a_set(images=torch.rand(200, 1, 8, 8), labels=torch.zeros(200).long()))
+    assert not warned(a_set())
+
+
+def test_a_set_of_rded_need_not_say_its_tiles(trained: list[Trained]) -> None:
+    evaluate_set(a_set(info={"method": "rded", "data": "digits", "options": None}), protocol="rded", networks=1)
+    assert trained[0].protocol.patches == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from datafree.tables import load_table, read_results, render
 from datafree.tables.defaults import defaults_of
-from datafree.tables.rendering import _scores, _three_digits, in_cell
+from datafree.tables.rendering import _scores, _three_digits, difference, in_cell, link
 from datafree.tables.results import current, lacking, make_content, read_result, without_folders
 from datafree.tables.specs import digest_of
 
@@ -87,6 +88,19 @@ def test_a_result_short_by_more_than_the_tolerance_is_marked(table, tmp_path):
     page = "\n".join(render(table, read_results(tmp_path / "t"), tmp_path / "t.md"))
     assert "| −1.0* |" in page
     assert "A * marks what falls short by more than 1 point and by more than the published spread." in page
+
+
+def test_a_result_short_by_just_the_tolerance_is_not_marked(table):
+    cell = next(cell for cell in table.cells if cell.row == "dafl")  # 91; a point is allowed
+    assert difference(cell, [{"result": {"student_accuracy": 0.9}}]) == "−1.0"
+    for step in range(1, 9000, 7):  # sums that rounding leaves on either side
+        published = replace(cell.published, value=(step + 100) / 100)
+        shown = difference(replace(cell, published=published), [{"result": {"student_accuracy": step / 10000}}])
+        assert shown == "−1.0"
+
+
+def test_links_are_those_of_markdown():
+    assert link(Path("a/my table/x(1).json"), Path("a/page.md")) == "my%20table/x%281%29.json"
 
 
 def test_a_number_of_another_spec_is_a_footnote(table, tmp_path):
@@ -373,6 +387,41 @@ def test_a_set_is_shown_with_the_spread_of_its_networks_and_several_with_their_o
     keep_set(table, folder, "dm", 1, scored(0.7712), decoded_images=30, preparation_seconds=40.0)
     page = "\n".join(render(table, read_results(folder), tmp_path / "c.md"))
     assert "| **76.12 ± 1.41 (2)** | 78 ± 3 | −1.9 | 50.0 ± 4.5 | 20 | 30 s | 400 |" in page
+
+
+def test_networks_and_random_images_are_shown_as_means_over_seeds_too():
+    def seed(mlp: float, random: float, seconds: float) -> dict[str, Any]:
+        of_mlp = {"accuracies": [mlp, mlp], "accuracy_mean": mlp, "accuracy_std": 0.5, "random_accuracy_mean": random}
+        drawn = {"random_accuracy_mean": random, "random_accuracy_std": 0.5}
+        return {"scores": {**of_mlp, **drawn, "networks": 2, "seconds": seconds, "archs": {"mlp": of_mlp}}}
+
+    # By hand: 50 and 60 are 55 with a deviation of sqrt(25 + 25); 20 and 30 are 25 with the same.
+    shown = _scores([seed(0.5, 0.2, 10.0), seed(0.6, 0.3, 30.0)])
+    assert shown == {"scored": "20 s", "random real": "25.0 ± 7.1", "mlp": "55.0 ± 7.1 (random 25.0)"}
+    assert _scores([seed(0.5, 0.2, 10.0)])["mlp"] == "50.0 ± 50.0 (random 20.0)"
+
+
+def test_one_network_has_no_spread(tmp_path: Path) -> None:
+    path, folder = tmp_path / "c.toml", tmp_path / "c"
+    path.write_text(CONDENSING.replace("LAYOUT", ""), encoding="utf-8")
+    keep_set(load_table(path), folder, "dm", 0, scored(0.75, networks=1, accuracies=[0.75]))
+    page = "\n".join(render(load_table(path), read_results(folder), tmp_path / "c.md"))
+    assert "| **75.0 (1)** |" in page
+
+
+def test_a_speed_table_of_several_jobs_shows_failures(tmp_path: Path) -> None:
+    path, folder = tmp_path / "c.toml", tmp_path / "c"
+    text = CONDENSING.replace("LAYOUT", 'layout = "speed"').replace('[groups.one]\njob = "condense"', "[groups.one]")
+    text = text.replace("[rows.dm]", '[rows.noise]\n\n[rows.dm]\njob = "condense"')
+    path.write_text(text.replace("[rows.random]\n", "").replace("steps = 400", "steps = 400\nthreads = 1"))
+    table = load_table(path)
+    keep(table, folder, "noise", 0, 0.5, **{})
+    keep_set(table, folder, "dm", 0, scored(0.75))
+    cell = next(cell for cell in table.cells if cell.row == "dm")
+    made = make_content(cell, 1, seconds=1, defaults=defaults_of(cell.job, cell.options), error="no room", run={})
+    (folder / cell.file_name(1)).write_text(json.dumps(made), encoding="utf-8")
+    page = "\n".join(render(table, read_results(folder), tmp_path / "c.md"))
+    assert "200 ms; 1 failed: no room" in page
 
 
 def test_a_step_of_condensing_is_timed_without_what_was_prepared(tmp_path: Path) -> None:
