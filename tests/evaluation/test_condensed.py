@@ -140,3 +140,10 @@ def test_what_cannot_be_scored() -> None:
         score_set(to_float(x[:2]), y[:2], data, QUICK, networks=0)
     with pytest.raises(ValueError, match="no test split"):
         score_set(to_float(x[:2]), y[:2], replace(data, x_test=None), QUICK)
+    with pytest.raises(ValueError, match="there is no image"):
+        score_set(to_float(x[:0]), y[:0], data, QUICK)
+    for labels in (y[:2].int(), y[:2, None], y[:3]):
+        with pytest.raises(ValueError, match=r"give int64 \(2,\)"):
+            score_set(to_float(x[:2]), labels, data, QUICK)
+    with pytest.raises(ValueError, match=r"labels are no probabilities: give labels.softmax\(1\)"):
+        score_set(to_float(x[:2]), torch.randn(2, 10), data, QUICK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,7 @@ EVEN = torch.full((10, 10), 0.1)
         ({"networks": 0}, "0 networks: give 1 or more"),
         ({"syn_lr": 0.0}, "syn_lr is 0.0: give a number above 0"),
         ({"weight": 1.5}, "weight is 1.5: give a number from 0 to 1"),
+        ({"protocol": replace(SHORT, labels="teacher"), "teacher": None}, "this protocol trains on a teacher's labels"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(

@@ -80,6 +80,51 @@ def test_a_chart_of_degenerate_values_is_drawn(values: list[float]):
     assert line_chart(range(len(values)), values, name="a", xlabel="step").endswith("</svg>")
 
 
+def points(svg_text: str, pattern: str) -> list[tuple[float, float]]:
+    """Of the first path whose element matches."""
+    element = next(found for found in re.findall(r"<path [^>]*>", svg_text) if re.search(pattern, found))
+    path = re.search(r' d="([^"]*)"', element)
+    assert path is not None
+    numbers = [part.split() for part in re.split("[MLz]", path[1]) if part.strip()]
+    return [(float(x), float(y)) for x, y in numbers]
+
+
+def test_the_reference_is_a_dashed_line_at_its_height():
+    # 0 and 1 are the ends of the curve; three quarters of the way from one to the other stands .75.
+    svg = line_chart([0, 1], [0.0, 1.0], name="a", xlabel="step", reference=0.75)
+    (_, bottom), (_, top) = points(svg, rf"stroke: {charts.LINE}")
+    (_, left), (_, right) = points(svg, r"stroke-dasharray")
+    assert left == right == pytest.approx(bottom + 0.75 * (top - bottom), abs=0.02)
+    assert charts.REFERENCE in next(each for each in re.findall(r"<path [^>]*>", svg) if "stroke-dasharray" in each)
+
+
+def test_the_band_goes_from_the_lowest_to_the_highest():
+    # 0 and 1 by turns: averaged they are a line in the middle, in a band of the whole height.
+    svg = line_chart(range(2000), [step % 2 for step in range(2000)], name="a", xlabel="step")
+    middle = {y for _, y in points(svg, rf"stroke: {charts.LINE}")}
+    band = {y for _, y in points(svg, r'id="a-m')}  # the filled area, which is drawn by reference
+    assert max(middle) - min(middle) < 30  # groups of five: .4 and .6
+    assert max(band) - min(band) > 100
+
+
+def test_labels_are_left_as_they_are():
+    names = ['a id="b', "url(#x)", charts.INK]
+    assert set(names) <= set(labels(svg(bars(names, [one("s", [0, 1, 2], [0.5, 0.5, 0.5])]), "a")))
+
+
+def test_a_name_that_is_no_utf8_is_drawn():
+    odd = Series(mark="1", label="caf\udce9", colour=charts.LINE, x=[0.0, 1.0], y=[0.0, 1.0])
+    assert pixels(curves([odd], xlabel="step", legend=True)).ndim == 3
+
+
+def test_a_front_is_a_stair_that_keeps_what_is_had_for_less():
+    front = ([10.0, 1000.0], [0.5, 0.9])
+    figure = scatter([one("1", [10.0], [0.5]), one("2", [1000.0], [0.9])], xlabel="images", fronts=[front])
+    stair = next(line for line in figure.axes[0].lines if line.get_drawstyle().startswith("steps"))
+    assert stair.get_drawstyle() == "steps-post"
+    assert tuple(np.asarray(each).tolist() for each in stair.get_data()) == front
+
+
 # Charts of several runs --------------------------------------------------------------------------------------------
 
 

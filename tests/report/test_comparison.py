@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -26,6 +27,7 @@ from datafree.report.comparison import (
     write_comparison,
 )
 from datafree.report.figures import Chart, course, images_a_class, inherited, pareto_front
+from datafree.report.reading import duration, short
 
 EVIL = '<b onclick="x">&amp;'
 ABOUT: dict[str, Any] = {
@@ -392,6 +394,42 @@ def test_of_many_classes_those_that_lose_most_are_shown(run: Callable[..., Compa
     only = class_tables([made])[0]
     assert [name for name, _ in only["rows"]] == [str(i) for i in range(29, 9, -1)]
     assert only["classes"] == 30
+    assert chart.words.endswith("; 20 of 30 classes")
+    assert "of 3 classes" not in figures([run()])["classes"][0].words
+
+
+def test_classes_of_other_data_are_in_a_table_of_their_own(tmp_path: Path):
+    runs = [make(tmp_path / name, {"domain": {}}, {"data": name}) for name in ("mnist", "svhn")]
+    assert [[run.data for run in each["runs"]] for each in class_tables(read_runs(runs))] == [["mnist"], ["svhn"]]
+
+
+def test_the_fronts_points_are_drawn(tmp_path: Path):
+    small = {"arch": "resnet8", "parameters": 10, "multiply_adds": 10}
+    runs = read_runs([make(tmp_path / "a"), make(tmp_path / "b", {"student": small}, {"student_accuracy": 0.5})])
+    chart = next(chart for chart in figures(runs)["cost"] if chart.tag == "cost/parameters")
+    (stair,) = [line for line in chart.draw().axes[0].lines if line.get_drawstyle() == "steps-post"]
+    assert tuple(np.asarray(each).tolist() for each in stair.get_data()) == ([10, 77000], [0.5, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        (short(999_600), "1 M"),
+        (short(999_400), "999 k"),
+        (short(999_999_999), "1 G"),
+        (short(12), "12"),
+        (duration(59.94), "59.9 s"),
+        (duration(59.97), "1 min 0 s"),
+    ],
+)
+def test_a_unit_is_chosen_after_rounding(told: str, wanted: str):
+    assert told == wanted
+
+
+def test_a_long_latency_is_no_power_of_ten(tmp_path: Path):
+    runs = read_runs([make(tmp_path / str(ms), result={"student_latency_ms": ms}) for ms in (1234.5, 1.2345)])
+    shown = table(runs)
+    assert [row[shown["heads"].index("Latency (ms)")] for row in shown["rows"]] == ["1,234", "1.23"]
 
 
 def test_options_that_differ_are_parted_from_those_that_do_not(three: list[Path]):
@@ -424,6 +462,29 @@ def test_a_condensed_set_is_shown_with_what_networks_trained_on_it_reach(tmp_pat
     # One run has nothing to be compared with.
     assert [chart.tag for chart in figures([made])["accuracy"]] == tags[:2]
     assert "evaluate SET" not in page_of(folder)
+
+
+def judge(folder: Path, **said: Any) -> Path:
+    scores = {"accuracy_mean": 0.6, "accuracy_std": 0.015, "protocol": "vico", "arch": "convnet3", "data": "digits"}
+    (folder / "evaluation.json").write_text(json.dumps({**scores, "split": "test", "networks": 5, **said}))
+    return folder
+
+
+def test_sets_that_were_judged_in_other_ways_are_a_note(tmp_path: Path):
+    one = judge(make_condensed(tmp_path / "one"))
+    two = judge(make_condensed(tmp_path / "two"), protocol="rded", split="validation")
+    note = "the condensed sets were judged by vico convnet3 digits test; rded convnet3 digits validation: their"
+    assert note in page_of(one, two)
+    assert "their accuracies do not compare" not in page_of(one, judge(make_condensed(tmp_path / "three")))
+    shown = table(read_runs([one, make(tmp_path / "trained")]))
+    judged = [row[shown["heads"].index("Judged by")] for row in shown["rows"]]
+    assert judged == ["vico convnet3 digits test", "–"]
+
+
+def test_one_network_has_no_spread(tmp_path: Path):
+    folder = judge(make_condensed(tmp_path / "set"), networks=1, accuracy_std=0.0)
+    shown = table(read_runs([folder]))
+    assert shown["rows"][0][shown["heads"].index("Accuracy")] == "60.00 %"
 
 
 # Files -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from datafree.pictures import grid, png_bytes
-from datafree.report import render_report
+from datafree.report import render_report, single
 
 EVIL = '<script>alert("x")</script>'
 RUN: dict[str, Any] = {
@@ -181,6 +183,35 @@ def test_the_page_loads_nothing(page: str):
 )
 def test_the_page_tells(page: str, text: str):
     assert text in page
+
+
+def test_a_finished_run_tells_its_own_last_step(run: Path):
+    """The log has a row a second: its last is rarely the run's."""
+    (run / "metrics.jsonl").write_text(json.dumps(line(2)))
+    assert "Finished after 6,000 steps" in render_report(run)
+    (run / "result.json").unlink()
+    assert "last logged at step 2" in render_report(run)
+
+
+def test_bars_are_as_long_as_the_accuracies(page: str):
+    assert {"12.3", "80.0", "50.0"} <= set(re.findall(r'<span style="width: ([\d.]+)%">', page))
+
+
+@pytest.mark.parametrize(("seconds", "unit", "shown"), [(119, "seconds", 119), (600, "minutes", 10)])
+def test_scores_are_shown_against_wall_clock(
+    run: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, unit: str, shown: float
+):
+    drawn: list[tuple[list[float], str]] = []
+
+    def chart(x: Sequence[float], y: Sequence[float], *, xlabel: str, **_: Any) -> str:
+        drawn.append((list(x), xlabel))
+        return ""
+
+    monkeypatch.setattr(single, "line_chart", chart)
+    rows = [{"step": 1, "seconds": 0.0, "test/accuracy": 0.5}, {"step": 9, "seconds": seconds, "test/accuracy": 0.6}]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    render_report(run)
+    assert drawn[0] == ([0.0, shown], unit)
 
 
 def test_only_what_a_person_set_is_marked(page: str):
