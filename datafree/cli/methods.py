@@ -17,7 +17,15 @@ from datafree.fields import fields_of
 # What a run reads off its teacher and data where a person says nothing; the last four are a method's: a term that the
 # teacher gives nothing to match to, what stands in for it, and what memory allows. A saved run holds the old values.
 OF_DATA = ("arch", "shape", "classes", "mean", "std", "flip", "zca", "bn", "shapes", "student_steps", "bank")
-READ_OFF: Mapping[str, tuple[str, ...]] = {"teacher": (*OF_DATA, "data"), "data": OF_DATA}
+# What follows from what a run trains, and how, likewise.
+OF_STUDENT = ("batch_size", "optimizer", "lr", "weight_decay")
+READ_OFF: Mapping[str, tuple[str, ...]] = {
+    "teacher": (*OF_DATA, "data"),
+    "data": OF_DATA,
+    "student": OF_STUDENT,
+    "optimizer": ("lr", "weight_decay"),
+    "batch_size": ("lr",),
+}
 
 RESUMED = ("train", "condense", "pretrain")  # commands that have --resume
 
@@ -42,11 +50,15 @@ class Kind(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A saved run: its configuration, its method's options, and the names of those that a person had set."""
+    """A saved run: its configuration, its method's options, and the names of those that a person had set.
+
+    sha256: of its teacher, where it says.
+    """
 
     common: dict[str, Any]
     own: dict[str, Any]
     chosen: frozenset[str]
+    sha256: str | None = None
 
 
 class MethodCommand(click.Command):
@@ -136,6 +148,7 @@ def read_config(path: str, kind: Kind) -> Saved:
         config, own = _values(about["config"]), _values(about["method_options"])
         chosen = frozenset(about.get("set_by_user", (*config, *own)))
         found = about.get("job", "train")
+        sha256 = (about.get("teacher") or {}).get("sha256")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -144,7 +157,7 @@ def read_config(path: str, kind: Kind) -> Saved:
         raise ValueError(f"{path} is of a {found} run: give the run.json of a datafree {kind.job}")
     _check_saved(path, config, kind.common)
     _check_saved(path, own, light_config(kind.spec(str(config.get("method", kind.common.method)))))
-    return Saved(config, own, chosen)
+    return Saved(config, own, chosen, sha256)
 
 
 def saved_and_given(
@@ -157,7 +170,7 @@ def saved_and_given(
     With another method the saved run's has no say: what a person had set stays, what that method made of the rest goes.
     So it is with what was read off the teacher or the data, where another one is given.
     """
-    (common, own, chosen), (new, new_own) = saved, given
+    (common, own, chosen, _), (new, new_own) = saved, given
     if "method" in new and new["method"] != common.get("method"):
         common, own = {k: v for k, v in common.items() if k in chosen - {"preset"}}, {}
     for other in set(READ_OFF) & set(new):

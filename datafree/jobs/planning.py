@@ -125,6 +125,8 @@ def make_plan(
     set_by_user = tuple(f.name for f in fields_of(TrainConfig) if getattr(config, f.name) != f.default) + tuple(options)
     choices: list[str] = []
     config, method, condensed = student_source(config, choices)
+    if config.teacher is None:
+        _check_embedded(config)
     asked = config
     preset = preset_values(config, method)
     config, own = under_preset(config, method, preset)
@@ -202,6 +204,19 @@ def make_plan(
     )
     _check_needs(plan)
     return plan
+
+
+def _check_embedded(config: TrainConfig) -> None:
+    """Refuses what is said of a teacher where none is named: the embedded one is of the digits and known."""
+    if config.data not in (None, "digits"):
+        raise ValueError(
+            f"--data {config.data} needs --teacher: name a network of these data (datafree pretrain --data "
+            f"{config.data} trains one)"
+        )
+    for name in ("arch", "shape", "classes", "mean", "std"):
+        if getattr(config, name) is not None:
+            why = " (--student names the student)" if name == "arch" else ""
+            raise ValueError(f"--{name} goes with --teacher: the embedded one is known{why}; leave it out")
 
 
 def _check_needs(plan: Plan) -> None:

@@ -191,9 +191,10 @@ class Session:
         state = random_states(self.rng)
         accuracy = score(self.plan.teacher.teacher, images, labels).accuracy
         restore_random_states(state, self.rng)
-        say(f"teacher: {accuracy:.1%} of {len(images):,} test images are right")
+        which = "held-out training" if self.plan.config.validation else "test"
+        say(f"teacher: {accuracy:.1%} of {len(images):,} {which} images are right")
         if accuracy <= min(1.5 / self.plan.domain.classes, 0.6):
-            self.plan.warnings.append(_near_chance(f"{len(images):,} test images", accuracy))
+            self.plan.warnings.append(_near_chance(f"{len(images):,} {which} images", accuracy))
             say(f"warning: {self.plan.warnings[-1]}")
 
     def test_for_log(self) -> Scores | None:

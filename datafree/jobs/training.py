@@ -59,6 +59,7 @@ def train(
     *,
     out: str | Path | None = None,
     force: bool = False,
+    teacher_sha256: str | None = None,
     say: Say = _silent,
     show: Show = _silent,
     **options: Any,
@@ -69,6 +70,7 @@ def train(
         config: the run; or give its fields as keywords.
         out: folder of the run; default runs/NAME-N.
         force: overwrite a run that stands in `out`.
+        teacher_sha256: what the teacher's file had when the run was made that this one repeats; another is a warning.
         say: called with each line worth telling (choices, warnings).
         show: called with the measurements of the moment, about once a second.
         options: fields of `TrainConfig` and of the method's configuration. `teacher` and `student` may be networks
@@ -91,6 +93,7 @@ def train(
         if config.teacher is None:
             file = embedded_teacher(config, run.path / TEACHER, device, say)
             plan = make_plan(config, options, device, networks=networks, embedded_teacher=file)
+        _compare_teacher(plan, teacher_sha256)
         for line in plan.choices:
             say(line)
         for line in plan.warnings:
@@ -150,15 +153,22 @@ def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent, **netwo
         return _execute(plan, run, run.last_checkpoint(say), say, show)
 
 
-def dry_run(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]:
+def dry_run(config: TrainConfig | None = None, *, teacher_sha256: str | None = None, **options: Any) -> dict[str, Any]:
     """Resolves everything and computes nothing: configuration, networks, the memory expected (MB). Writes no file.
 
-    Without a teacher (the embedded digits job) an untrained network stands in for it.
+    Without a teacher (the embedded digits job) an untrained network stands in for it. Arguments as of `train`.
     """
     networks, options = part_networks(options)
     config, options = split_options(config or TrainConfig(), options)
     plan = _first_plan(config, options, prepare(config), networks)
+    _compare_teacher(plan, teacher_sha256)
     return {**manifest(plan), "expected_memory_mb": expected_memory_mb(plan)}
+
+
+def _compare_teacher(plan: Plan, sha256: str | None) -> None:
+    loaded = plan.teacher.loaded
+    if sha256 is not None and loaded.sha256 != sha256:
+        plan.warnings.append(f"{loaded.source} has changed since the run was made that this one repeats")
 
 
 def _first_plan(config: TrainConfig, options: Mapping[str, Any], device: torch.device, networks: Networks) -> Plan:

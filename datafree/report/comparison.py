@@ -27,6 +27,7 @@ from datafree.report.reading import (
     percent,
     render,
     short,
+    tested_on,
 )
 from datafree.runs import atomic_write
 
@@ -101,6 +102,7 @@ def render_comparison(runs: Sequence[Compared], sections: dict[str, list[Chart]]
         "ours": Markup(OURS),
         "runs": runs,
         "notes": _notes(runs),
+        "tested": " or ".join(_tested(runs)),
         "table": table(runs),
         "unscored": [str(run) for run in runs if run.job == "condense" and run.result and run.accuracy is None],
         "sections": drawn,
@@ -114,12 +116,18 @@ def render_comparison(runs: Sequence[Compared], sections: dict[str, list[Chart]]
     return render("comparison.html.j2", context)
 
 
+def _tested(runs: Sequence[Compared]) -> list[str]:
+    return list(dict.fromkeys(tested_on(run.options) for run in runs if run.job != "condense")) or ["the test set"]
+
+
 def _notes(runs: Sequence[Compared]) -> list[str]:
     """What is wrong with the comparison, with a run's files, and what the run itself warned of."""
     data = list(dict.fromkeys(run.data for run in runs if run.data != NONE))
     notes = []
     if len(data) > 1:
         notes.append(f"the runs are on different data ({', '.join(data)}): their accuracies do not compare")
+    if len(tested := _tested(runs)) > 1:
+        notes.append(f"some runs were tested on {tested[0]}, some on {tested[1]}: their accuracies do not compare")
     timed = list(dict.fromkeys(as_text(run.result["latency_on"]) for run in runs if "latency_on" in run.result))
     if len(timed) > 1:
         notes.append(f"latencies were measured on {'; '.join(timed)}: they do not compare")

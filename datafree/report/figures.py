@@ -43,7 +43,7 @@ class Chart:
 
 
 def accuracy_charts(runs: Sequence[Compared]) -> list[Chart]:
-    """Test accuracy over steps and over wall clock, and the last one against the number of images."""
+    """Accuracy over steps and over wall clock, and the last one against the number of images."""
     charts: list[Chart] = []
     teachers = sorted({run.teacher_accuracy for run in runs if run.teacher_accuracy is not None})
     for axis, what in enumerate(("steps", "wall clock")):
@@ -56,7 +56,7 @@ def accuracy_charts(runs: Sequence[Compared]) -> list[Chart]:
         series = [_series(run, [x / unit for x, _ in found], [y for _, y in found]) for run, found in courses]
         words = "last: " + ", ".join(f"{run.mark}: {percent(found[-1][1])}" for run, found in courses)
         draw = partial(curves, series, xlabel=xlabel, references=teachers)
-        charts.append(Chart(tag=f"accuracy/{what}", title=f"Test accuracy against {what}", words=words, draw=draw))
+        charts.append(Chart(tag=f"accuracy/{what}", title=f"Accuracy against {what}", words=words, draw=draw))
     made = partial(_result, "images")
     for title, of in (("images made", made), ("images a class", images_a_class)):
         points = _points(runs, of)

@@ -112,6 +112,11 @@ def first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
+def tested_on(config: Mapping[str, Any]) -> str:
+    """The images that a run's accuracies are of, by its options."""
+    return "held-out training images" if config.get("validation") is True else "the test set"
+
+
 def percent(value: Any) -> str:
     number = as_number(value)
     return NONE if number is None else f"{100 * number:.2f} %"

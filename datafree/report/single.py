@@ -29,6 +29,7 @@ from datafree.report.reading import (
     read_metrics,
     render,
     short,
+    tested_on,
 )
 
 Row = tuple[str, str]
@@ -73,6 +74,7 @@ def render_report(run: Path) -> str:
             ("Seed", as_text(first(about.get("seed"), result.get("seed")))),
         ],
         "finished": bool(result),
+        "tested": tested_on(config),
         "last_step": None if last is None else count(last),
         "results": _results(result),
         "untested": "student_accuracy" in result and result["student_accuracy"] is None,

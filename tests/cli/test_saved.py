@@ -34,7 +34,7 @@ def saved(folder: Path, job: str, **options: Any) -> tuple[str, dict[str, Any]]:
 def again(file: str, job: str) -> dict[str, Any]:
     """What is planned where the saved run is all that is given."""
     kind, plan = JOBS[job]
-    common, own, _ = read_config(file, kind)
+    common, own, *_ = read_config(file, kind)
     found: dict[str, Any] = json.loads(json.dumps(plan(kind.common(**common), **own)))
     return found
 
@@ -104,7 +104,7 @@ def test_the_results_of_the_tables_can_be_run_again(file: Path) -> None:
     """A row of a table links a result, which holds the run's manifest: that is what --config takes."""
     content = json.loads(file.read_text())
     if content["spec"]["job"] in JOBS and content["status"] == "done":
-        common, own, chosen = read_config(str(file), JOBS[content["spec"]["job"]][0])
+        common, own, chosen, _ = read_config(str(file), JOBS[content["spec"]["job"]][0])
         config = {name: value for name, value in content["run"]["config"].items() if value is not None}
         assert json.loads(json.dumps(common)) == config
         options = {name: value for name, value in content["run"]["method_options"].items() if value is not None}
@@ -144,6 +144,44 @@ def test_another_teacher_brings_its_own_normalisation(cli: Cli, teacher: Path, t
     assert {name: planned[name].strip() for name in wanted} == wanted
     assert float(planned["bn"]) > 0
     assert planned["steps"].strip() == "2"
+
+
+def test_what_follows_the_batch_and_the_student_is_found_anew(cli: Cli, tmp_path: Path) -> None:
+    file, first = saved(tmp_path, "train", method="dfq", steps=2, batch_size=32)
+    fresh = dict(line.split(None, 1) for line in rows(cli("train", "--method", "dfq", "--steps", 2, "--dry-run")))
+
+    def planned(*flags: object) -> dict[str, str]:
+        return dict(line.split(None, 1) for line in rows(cli("train", "--config", file, *flags, "--dry-run")))
+
+    assert float(planned()["lr"]) == first["config"]["lr"] != float(fresh["lr"])
+    assert planned("--batch-size", fresh["batch_size"].strip())["lr"] == fresh["lr"]
+    assert planned("--batch-size", 64, "--lr", 0.3)["lr"].strip() == "0.3"
+    plain = planned("--student", "lenet5_half")  # without norm layers: another optimiser, another rate
+    assert (plain["optimizer"].strip(), plain["batch_size"].strip()) == ("adam", "32")  # the batch was set
+    file, _ = saved(tmp_path, "train", method="dfq", steps=2, batch_size=32, lr=0.3)
+    assert planned("--batch-size", 256)["lr"].strip() == "0.3"
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_teacher_that_has_changed_since_is_told(cli: Cli, tmp_path: Path, dry: bool) -> None:
+    from datafree.models import build_model
+    from datafree.runs import save_network
+
+    about = {"arch": "resnet8", "shape": (1, 8, 8), "classes": 10, "mean": (0.3,), "std": (0.4,), "data": "digits"}
+    teacher, rest = tmp_path / "t.safetensors", ("--dry-run",) if dry else ("--force", "-q")
+    save_network(teacher, build_model("resnet8", shape=(1, 8, 8), classes=10), about)
+    file, _ = saved(tmp_path, "train", method="noise", teacher=str(teacher), steps=1, student="mlp", batch_size=16)
+
+    def said(*flags: object) -> str:
+        answer = cli("train", "--config", file, "--out", "again", *rest, *flags)
+        assert answer.status == 0, answer
+        return str(answer.out + answer.err)
+
+    line = f"{teacher} has changed since the run was made that this one repeats"
+    assert line not in said()
+    save_network(teacher, build_model("resnet8", shape=(1, 8, 8), classes=10), about)  # other weights
+    assert line in said()
+    assert line not in said("--teacher", teacher)
 
 
 def test_what_was_set_stays_with_another_teacher(cli: Cli, teacher: Path, tmp_path: Path) -> None:

@@ -286,3 +286,18 @@ def test_an_inner_loop_that_a_short_run_cuts_is_told(tmp_path: Path, steps: int,
     made = plan(tmp_path, "group", "dfq", steps=steps, generator_steps=10)
     line = "generator steps: 3 of 10 a round, no more than the run has student steps"
     assert (line in made["choices"]) is said
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"data": "fashion-mnist"}, "--data fashion-mnist needs --teacher: .*pretrain --data fashion-mnist"),
+        ({"arch": "resnet8"}, r"--arch goes with --teacher: .* \(--student names the student\); leave it out"),
+        ({"shape": "1x16x16"}, "--shape goes with --teacher"),
+        ({"mean": (0.5,)}, "--mean goes with --teacher"),
+    ],
+)
+def test_what_is_said_of_a_teacher_that_is_not_named_is_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        jobs.dry_run(steps=2, **options)
+    assert jobs.dry_run(steps=2, data="digits")["config"]["data"] == "digits"

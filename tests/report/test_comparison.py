@@ -179,7 +179,7 @@ def test_the_page_is_well_formed_and_loads_nothing(page: str):
         "<th scope=\"col\">Epsilon</th>",
         "Accuracy against epsilon",
         "Accuracy against parameters",
-        "Test accuracy against wall clock",
+        "Accuracy against wall clock",
         "Last accuracy against images made",
         "last: 1: 90.00 %, 2: 85.00 %",
         "on the front: 2, 1",  # less for less, and more for more
@@ -327,6 +327,15 @@ def test_runs_on_different_data_are_a_note_and_have_fronts_of_their_own(tmp_path
     page = page_of(one, two)
     assert "the runs are on different data (digits, mnist)" in page
     assert "on the front: 1, 2" in page  # the second has less for as much, but on other data
+
+
+def test_runs_that_were_tested_on_held_out_images_say_so(tmp_path: Path):
+    held = {"config": {**ABOUT["config"], "validation": True}}
+    one, two = make(tmp_path / "one"), make(tmp_path / "two", held)
+    page = page_of(one, two)
+    assert "some runs were tested on the test set, some on held-out training images: their accuracies do not" in page
+    assert "On held-out training images, as it was logged" in page_of(two)
+    assert "On the test set, as it was logged" in page_of(one)
 
 
 # Numbers -----------------------------------------------------------------------------------------------------------

@@ -185,6 +185,13 @@ def test_the_page_tells(page: str, text: str):
     assert text in page
 
 
+def test_held_out_images_are_no_test_set(run: Path):
+    assert "Result on the test set" in render_report(run)
+    about = {**RUN, "config": {**RUN["config"], "validation": True}}
+    (run / "run.json").write_text(json.dumps(about))
+    assert "Result on held-out training images" in render_report(run)
+
+
 def test_a_finished_run_tells_its_own_last_step(run: Path):
     """The log has a row a second: its last is rarely the run's."""
     (run / "metrics.jsonl").write_text(json.dumps(line(2)))
