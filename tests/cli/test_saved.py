@@ -179,7 +179,9 @@ def test_a_teacher_that_has_changed_since_is_told(cli: Cli, tmp_path: Path, dry:
 
     line = f"{teacher} has changed since the run was made that this one repeats"
     assert line not in said()
-    save_network(teacher, build_model("resnet8", shape=(1, 8, 8), classes=10), about)  # other weights
+    other = build_model("resnet8", shape=(1, 8, 8), classes=10)
+    next(other.parameters()).data.mul_(1.5)
+    save_network(teacher, other, about)
     assert line in said()
     assert line not in said("--teacher", teacher)
 
