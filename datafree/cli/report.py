@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 
@@ -15,6 +17,8 @@ def report(runs: tuple[str, ...], out: str, tensorboard: str | None, force: bool
 
     RUN is a folder that datafree train, condense or pretrain wrote. The page is one file and loads nothing.
     """
+    if out.endswith(("/", os.sep)):
+        raise ValueError(f"{out} is a folder: name a file in it, {out}report.html")
     from datafree.report.comparison import write_comparison
 
     for note in write_comparison(runs, out, force=force, tensorboard=tensorboard):

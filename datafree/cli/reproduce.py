@@ -17,7 +17,14 @@ from datafree.cli.display import table
 @click.option("--seeds", type=int, metavar="N", help="seeds of each cell, from 0  [default: the table's]")
 @click.option("--budget", metavar="TIME", help="wall clock of each cell, instead of its length, such as 30m")
 @click.option("--shard", default="0/1", show_default=True, metavar="I/N", help="every N-th cell, from number I")
-@click.option("--jobs", type=int, default=1, show_default=True, metavar="N", help="cells side by side, one thread each")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="cells side by side, one thread each",
+)
 @click.option("--out", default="results", show_default=True, metavar="DIR", help="folder of the results")
 @click.option("--teachers", metavar="DIR", help="folder of the third-party teachers' files")
 @click.option(

@@ -45,6 +45,7 @@ def test_what_is_left_out_is_told(cli: Cli, runs: list[str], tmp_path: Path) -> 
     [
         ("report a nowhere", "nowhere is no run (it is no folder)"),
         ("report a .", "is no run (it holds none of run.json, result.json, metrics.jsonl)"),
+        ("report a --out pages/", "pages/ is a folder: name a file in it, pages/report.html"),
         ("report a --out mine.txt", "mine.txt is there, and datafree report did not write it"),
         ("report a --out a", "a is a folder: give a file as --out"),
         ("report a --tensorboard mine.txt", "mine.txt is a file: give a folder as --tensorboard"),
