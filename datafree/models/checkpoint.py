@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -11,10 +12,12 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -190,7 +193,7 @@ def read_torch(path: Path) -> dict[str, Any]:
     if any(name.endswith("constants.pkl") for name in archive):
         raise ValueError(pickled(path, "a TorchScript program"))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), harmless_beside_weights():
             warnings.simplefilter("ignore")  # torch's remarks on other pickle protocols; the outcome is told below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -203,6 +206,21 @@ def read_torch(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not a state dict: save model.state_dict()")
     return content
+
+
+def harmless_beside_weights() -> AbstractContextManager[Any]:
+    """Lets ``weights_only`` read what many training scripts save beside the weights: their arguments, NumPy's numbers
+    and arrays, paths. None of these runs code. Before torch 2.6, which cannot be told both of NumPy's module names,
+    such files are refused as pickles.
+    """
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        return nullcontext()
+    known: list[Any] = [argparse.Namespace, PosixPath, PurePosixPath, np.dtype, np.ndarray]
+    known += [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
+    scalar, array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    for core in ("numpy.core", "numpy._core"):  # NumPy's name of it, before and since 2.0
+        known += [(scalar, f"{core}.multiarray.scalar"), (array, f"{core}.multiarray._reconstruct")]
+    return torch.serialization.safe_globals(known)
 
 
 def zipped_names(path: Path) -> tuple[str, ...]:

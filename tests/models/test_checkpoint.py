@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -168,6 +170,38 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, tuple[str, int]]:
         return os.mkdir, (str(self.path), 0o700)
+
+
+BESIDE: dict[str, Any] = {
+    "args": argparse.Namespace(lr=0.1, name="x", folder=Path("runs"), nested=argparse.Namespace(a=[1])),
+    "best_prec1": np.float64(93.1),
+    "epoch": np.int64(3),
+    "curve": np.arange(3.0),
+}
+
+
+@pytest.mark.skipif(torch.__version__ < "2.6", reason="torch cannot be told both of NumPy's module names")
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_scripts_save_beside_the_weights_is_read_over(what: str, new: bool, tmp_path: Path) -> None:
+    content = {"state_dict": STATE, what: BESIDE[what]}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+    assert set(read_checkpoint(tmp_path / "a.pt").state) == set(STATE)
+    # As NumPy 1 named its module.
+    written = (tmp_path / "a.pt").read_bytes()
+    if not new and b"numpy._core" in written:
+        (tmp_path / "b.pt").write_bytes(written.replace(b"numpy._core", b"numpy.core"))
+        assert set(read_checkpoint(tmp_path / "b.pt").state) == set(STATE)
+
+
+def test_a_bomb_among_the_arguments_is_refused_and_never_run(tmp_path: Path) -> None:
+    bomb = Bomb(tmp_path / "run")
+    for number, value in enumerate((argparse.Namespace(a=bomb), np.array([bomb], dtype=object))):
+        file = tmp_path / f"{number}.pt"
+        torch.save({"state_dict": STATE, "args": value}, file)
+        with pytest.raises(ValueError, match="would run code when loaded"):
+            read_checkpoint(file)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("legacy", [False, True])
