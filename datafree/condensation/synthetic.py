@@ -96,7 +96,7 @@ def class_counts(sizes: Sequence[int], ipc: int | None, images: int | None, *, a
     """Images a class: `ipc` each, or `images` in all in proportion to the classes' sizes (largest remainders, >= 1).
 
     Raises:
-        ValueError: a class is smaller than its share and `allow_fewer` is not given.
+        ValueError: a class has no image, or is smaller than its share and `allow_fewer` is not given.
     """
     if images is not None:
         if images < len(sizes):
@@ -114,7 +114,9 @@ def class_counts(sizes: Sequence[int], ipc: int | None, images: int | None, *, a
         counts = [ipc] * len(sizes)
     for label, (count, size) in enumerate(zip(counts, sizes, strict=True)):
         if not size:
-            raise ValueError(f"class {label} has no training image: leave it out of the data")
+            raise ValueError(
+                f"class {label} has no training image: give it one, or number the classes from 0 without gaps"
+            )
         if count > size:
             if not allow_fewer:
                 raise ValueError(

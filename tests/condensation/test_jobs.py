@@ -182,6 +182,16 @@ def test_class_counts() -> None:
         class_counts([9, 9, 9], None, 2, allow_fewer=False)
 
 
+@pytest.mark.parametrize(("sizes", "label"), [([0, 9, 9], 0), ([9, 0, 9], 1), ([9, 9, 0], 2)])
+@pytest.mark.parametrize("allow_fewer", [True, False])
+def test_a_class_without_training_images_is_refused(sizes: list[int], label: int, allow_fewer: bool) -> None:
+    """Labels from 1, labels with a gap, and a class that the test split alone has."""
+    says = f"class {label} has no training image: give it one, or number the classes from 0 without gaps"
+    for budget in ((3, None), (None, 6)):
+        with pytest.raises(ValueError, match=says):
+            class_counts(sizes, *budget, allow_fewer=allow_fewer)
+
+
 def test_projection_keeps_pixels_and_saving_clips(tmp_path: Path) -> None:
     """With `--clip save` pixels may leave [0, 1] during the run; the set never does."""
     rates: dict[str, Any] = {"image_lr": 50.0, "optimizer": "sgd"}
