@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,11 +15,25 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".t
 # PIL modes of 8-bit grey images. All others are read as RGB, but for the wide ones, which would lose their range.
 _GREY = ("1", "L", "LA", "La")
 _WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# Modes with an alpha channel. The others may name a colour that is transparent.
+_ALPHA = ("LA", "PA", "RGBA", "RGBa")
 
 
 def eight_bit_mode(mode: str) -> str | None:
     """The PIL mode that an image of `mode` is read as: "L", "RGB", or None for one of more than 8 bits a channel."""
     return None if mode in _WIDE else "L" if mode in _GREY else "RGB"
+
+
+def eight_bit(image: Any, mode: str) -> Any:
+    """A PIL image as `mode`, "L" or "RGB". One whose alpha varies is laid on white first: alpha may be the drawing."""
+    from PIL import Image
+
+    if image.mode in _ALPHA or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        low, high = colours.getchannel("A").getextrema()
+        if low < high:
+            image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
+    return image.convert(mode)
 
 
 class Files(NamedTuple):
@@ -157,7 +171,7 @@ def _too_large(path: Path) -> ValueError:
 
 
 def read_images(files: Files, shape: tuple[int, int, int]) -> Split:
-    """Decode all images to uint8 (N, H, W, C). Grey ones among colour ones become colour; transparency is dropped.
+    """Decode all images to uint8 (N, H, W, C). Grey ones among colour ones become colour, for alpha see `eight_bit`.
 
     Raises ValueError for an image of another size than `shape`'s, for one of more than 8 bits, for a broken one.
     """
@@ -169,7 +183,7 @@ def read_images(files: Files, shape: tuple[int, int, int]) -> Split:
         try:
             with Image.open(path) as image:
                 mode, size = image.mode, image.size
-                pixels = None if mode in _WIDE else np.asarray(image.convert("L" if channels == 1 else "RGB"))
+                pixels = None if mode in _WIDE else np.asarray(eight_bit(image, "L" if channels == 1 else "RGB"))
         except Image.DecompressionBombError as error:
             raise _too_large(path) from error
         except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNG files

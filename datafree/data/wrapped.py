@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datafree.data.checks import check_largest
-from datafree.data.folders import eight_bit_mode
+from datafree.data.folders import eight_bit, eight_bit_mode
 from datafree.data.loading import Data
 from datafree.domain import make_domain
 
@@ -23,8 +23,8 @@ def from_dataset(
 
     Args:
         train: a dataset with `len` and items (image, class number). An image is a PIL image (read as grey or
-            RGB), an array (H, W) or (H, W, C) or a tensor (C, H, W), of uint8, or floats in [0, 1], which are
-            rounded to 1/255.
+            RGB, on white where its alpha varies), an array (H, W) or (H, W, C) or a tensor (C, H, W), of uint8, or
+            floats in [0, 1], which are rounded to 1/255.
         test: likewise, or None.
         name: of the domain.
         device: where the tensors live.
@@ -94,7 +94,7 @@ def _pixels(image: Any) -> Tensor:
     if not isinstance(image, Tensor):
         mode = getattr(image, "mode", None)  # of a PIL image
         instead = eight_bit_mode(mode) if isinstance(mode, str) else None
-        array = np.asarray(image if instead in (None, mode) else image.convert(instead))
+        array = np.asarray(image if instead is None else eight_bit(image, instead))
         _check_type(array.dtype, array.dtype.name in ("uint8", "float16", "float32", "float64"))
         if array.ndim not in (2, 3):
             raise ValueError(f"an image of the shape {array.shape}: give (H, W) or (H, W, C)")

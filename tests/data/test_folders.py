@@ -82,6 +82,47 @@ def test_grey_images_among_colour_ones_become_colour(tmp_path: Path) -> None:
     assert (x[0] == 7).all()
 
 
+ALPHA = np.array([[0, 255, 0, 64], [255, 255, 0, 0]], dtype=np.uint8)
+
+
+def drawn_in_alpha(kind: str) -> Image.Image:
+    """A black picture of 4 x 2 pixels, of which `ALPHA` is all that can be seen."""
+    if kind == "P":
+        picture = Image.fromarray(np.where(ALPHA > 64, 2, ALPHA // 64).astype(np.uint8)).convert("P")
+        picture.putpalette([0, 0, 0] * 3)
+        picture.info["transparency"] = bytes([0, 64, 255])
+        return picture
+    if kind in ("L", "RGB"):  # the colour 9 is transparent
+        picture = Image.fromarray(np.where(ALPHA < 255, 9, 0).astype(np.uint8)).convert(kind)
+        picture.info["transparency"] = 9 if kind == "L" else (9, 9, 9)
+        return picture
+    picture = Image.new(kind, (4, 2))
+    picture.putalpha(Image.fromarray(ALPHA))
+    return picture
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "L", "RGB"])
+def test_what_is_drawn_in_alpha_is_laid_on_white(tmp_path: Path, kind: str) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        drawn_in_alpha(kind).save(tmp_path / label / "1.png")
+    with Image.open(tmp_path / "a" / "1.png") as image:
+        assert image.mode == kind
+    x, _ = get_split(load_data(f"imagefolder:{tmp_path}"), "train")
+    assert x.shape == (2, 1 if kind in ("L", "LA") else 3, 2, 4)
+    wanted = np.where(ALPHA < 255, 255, 0) if kind in ("L", "RGB") else 255 - ALPHA
+    assert (x.numpy() == wanted).all()
+
+
+@pytest.mark.parametrize("alpha", [0, 7, 255])
+def test_alpha_of_one_value_is_dropped(tmp_path: Path, alpha: int) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        Image.new("RGBA", (6, 4), (10, 20, 30, alpha)).save(tmp_path / label / "1.png")
+    x, _ = get_split(load_data(f"imagefolder:{tmp_path}"), "train")
+    assert x[0, :, 0, 0].tolist() == [10, 20, 30]
+
+
 def test_decoded_as_numpy_would(tmp_path: Path) -> None:
     image = np.random.RandomState(0).randint(0, 256, (2, 4, 6, 3)).astype(np.uint8)
     for index, label in enumerate("ab"):

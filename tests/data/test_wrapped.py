@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
+from datafree.data import get_split, load_data
 from datafree.data.wrapped import from_dataset
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (6, 5, 7, 3)).astype(np.uint8)
@@ -82,6 +84,26 @@ def test_pil_images_are_grey_or_rgb_as_those_of_a_folder(mode: str, read_as: str
     assert x is not None
     wanted = np.array(image.convert(read_as)).reshape(5, 7, -1)
     assert torch.equal(x[0], torch.from_numpy(wanted).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "L", "RGB"])
+def test_pil_images_drawn_in_alpha_are_those_of_a_folder(tmp_path: Path, kind: str) -> None:
+    alpha = PIXELS[0, :, :, 0] % 2 * 255
+    if kind in ("RGBA", "LA"):
+        image = Image.new(kind, (7, 5))
+        image.putalpha(Image.fromarray(alpha))
+    else:  # one colour, or one entry of the palette, is transparent
+        image = Image.fromarray(alpha // 255).convert(kind)
+        image.info["transparency"] = (0, 0, 0) if kind == "RGB" else 0
+        if kind == "P":
+            image.putpalette([0, 0, 0] * 2)
+    x = from_dataset(Items([(image, 0), (image, 1)])).x_train
+    assert x is not None
+    assert torch.equal(x[0, 0] > 127, torch.from_numpy(alpha == 0))
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        image.save(tmp_path / label / "1.png")
+    assert torch.equal(x, get_split(load_data(f"imagefolder:{tmp_path}"), "train")[0])
 
 
 @pytest.mark.parametrize(
