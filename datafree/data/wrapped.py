@@ -31,8 +31,8 @@ def from_dataset(
         known: `mean`, `std`, `flip`, `classes` of the domain (see `make_domain`).
 
     Raises:
-        ValueError: images of several sizes, of another type, outside [0, 1], labels that are no class numbers, or
-            without `classes` a label that is not below the number of images.
+        ValueError: images of several sizes, of another type, outside [0, 1], with the channels in another place,
+            labels that are no class numbers, or without `classes` a label that is not below the number of images.
     """
     x, y = _read(train, "train")
     if "classes" not in known:
@@ -102,6 +102,11 @@ def _pixels(image: Any) -> Tensor:
             raise ValueError(f"an image of the shape {array.shape}: channels come last in an array, give (H, W, C)")
         _check_size(array.shape)
         image = torch.from_numpy(np.array(array[..., None] if array.ndim == 2 else array)).permute(2, 0, 1)
+    elif image.dim() == 3 and image.shape[2] in (1, 3, 4) and image.shape[0] > 4:
+        shape = tuple(image.shape)
+        raise ValueError(
+            f"an image of the shape {shape}: channels come first in a tensor, give (C, H, W) by image.permute(2, 0, 1)"
+        )
     if image.dim() != 3:
         raise ValueError(f"an image of the shape {tuple(image.shape)}: give (C, H, W)")
     _check_size(image.shape)

@@ -141,6 +141,13 @@ def test_class_numbers_of_every_kind(label: Any) -> None:
         ([(WANTED[0], 2**64)], "the label 18446744073709551616: give a class number"),
         ([(PIXELS[0].transpose(2, 0, 1), 0)], r"shape \(3, 5, 7\): channels come last in an array, give \(H, W, C\)"),
         ([(PIXELS[0, ..., 0][None], 0)], r"shape \(1, 5, 7\): channels come last"),
+        (
+            [(torch.from_numpy(PIXELS[0]), 0)],
+            r"\(5, 7, 3\): channels come first in a tensor, give \(C, H, W\) by image",
+        ),
+        ([(torch.rand(5, 7, 3), 0)], r"\(5, 7, 3\): channels come first in a tensor, .* by image.permute\(2, 0, 1\)$"),
+        ([(torch.rand(8, 8, 1), 0)], r"\(8, 8, 1\): channels come first in a tensor"),
+        ([(torch.rand(8, 8, 4), 0)], r"\(8, 8, 4\): channels come first in a tensor"),
         ([(WANTED[0][:, :0], 0)], r"shape \(3, 0, 7\) has no pixels"),
         ([(WANTED[0].float()[:, :0], 0)], r"shape \(3, 0, 7\) has no pixels"),
         ([(PIXELS[0][:0], 0)], r"shape \(0, 7, 3\) has no pixels"),
@@ -150,6 +157,20 @@ def test_what_cannot_be_is_refused_in_one_line(items: list[Any], message: str) -
     with pytest.raises(ValueError, match=message) as caught:
         from_dataset(Items(items), classes=3)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "shape"),
+    [
+        (torch.rand(3, 7, 3), (3, 7, 3)),
+        (torch.rand(4, 9, 4), (4, 9, 4)),
+        (torch.rand(6, 7, 5), (6, 7, 5)),
+        (np.zeros((7, 3, 6), dtype=np.uint8), (6, 7, 3)),
+        (np.zeros((7, 1), dtype=np.uint8), (1, 7, 1)),
+    ],
+)
+def test_narrow_images_and_many_channels_are_no_mistake(image: Any, shape: tuple[int, ...]) -> None:
+    assert from_dataset(Items([(image, 0), (image, 1)])).domain.shape == shape
 
 
 def test_a_set_without_a_length_is_refused_in_one_line() -> None:
