@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import numpy as np
 from datafree.data.checks import check_labels, check_largest, image_size
 from datafree.data.folders import Files, image_shape, list_imagefolder
 from datafree.data.formats import npz_keys, npz_shape, reading
-from datafree.data.sources import find_data, missing_message, split_name
+from datafree.data.sources import data_name, find_data, missing_message, split_name
 from datafree.domain import DOMAINS, Domain, make_domain
 
 # Classes of a test split whose images do not bound them; the largest data sets have some 20,000.
 _MOST = 1_000_000
 
 
-def data_domain(name: str) -> Domain:
+def data_domain(name: str | os.PathLike[str]) -> Domain:
     """The domain of a data set: a key of `DATA`, `npz:PATH` or `imagefolder:PATH`.
 
     A named set need not be on disk. Of an .npz file the headers and the labels are read, of an image folder the names
@@ -26,6 +27,7 @@ def data_domain(name: str) -> Domain:
 
     Raises ValueError for an unknown name or a file that cannot be read, FileNotFoundError where nothing is there.
     """
+    name = data_name(name)
     kind, path = split_name(name)
     if path is None:
         return DOMAINS[kind]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from datafree.data import formats
 from datafree.data.checks import check_split
 from datafree.data.domains import folder_domain, npz_domain
 from datafree.data.folders import Files, list_imagefolder, list_tiny_imagenet, read_images
-from datafree.data.sources import cache_folder, find_data, missing_message, split_name
+from datafree.data.sources import cache_folder, data_name, find_data, missing_message, split_name
 from datafree.domain import DOMAINS, Domain
 
 SPLITS = ("train", "test")
@@ -45,9 +46,13 @@ class Data:
 
 
 def load_data(
-    name: str, *, download: bool = False, device: str | torch.device = "cpu", splits: Sequence[str] = SPLITS
+    name: str | os.PathLike[str],
+    *,
+    download: bool = False,
+    device: str | torch.device = "cpu",
+    splits: str | Sequence[str] = SPLITS,
 ) -> Data:
-    """Load a data set onto a device, the asked splits of it ("train", "test").
+    """Load a data set onto a device, the asked splits of it ("train", "test"; one of them may be given as it is).
 
     `name` is a key of `datafree.data.DATA`, searched for in `search_folders()`, or the user's own:
     `npz:PATH`: a file with x_train, y_train, x_test, y_test (either pair may be missing); images are uint8 (N, H, W, C)
@@ -61,9 +66,11 @@ def load_data(
     Raises FileNotFoundError where the set, or every asked split of it, is not there, and ValueError for an unknown name
     and for files that cannot be read or do not hold what they should.
     """
+    splits = (splits,) if isinstance(splits, str) else splits
     unknown = [split for split in splits if split not in SPLITS]
     if unknown or not splits:
         raise ValueError(f"unknown splits {', '.join(unknown) or '(none)'}: ask for train, test, or both")
+    name = data_name(name)
     kind, _ = split_name(name)
     path = find_data(name)
     if path is None and download and kind in _DOWNLOADS:

@@ -38,11 +38,23 @@ def search_folders() -> list[Path]:
     return [*([Path(given).expanduser()] if given else []), cache_folder(), Path("data"), DEBIAN]
 
 
-def split_name(name: str) -> tuple[str, Path | None]:
+def data_name(name: str | os.PathLike[str]) -> str:
+    """The name of a data set as text; Path("npz:a.npz") is one too.
+
+    Raises ValueError for another path: whether it is a file or a folder has to be said.
+    """
+    text = os.fspath(name)
+    if not isinstance(name, str) and not text.startswith(("npz:", "imagefolder:")):
+        raise ValueError(f'{text} is a path: give "imagefolder:{text}" for a folder, "npz:{text}" for an .npz file')
+    return text
+
+
+def split_name(name: str | os.PathLike[str]) -> tuple[str, Path | None]:
     """A data name as (kind, path): ("mnist", None), ("npz", Path("a.npz")) or ("imagefolder", Path("photos")).
 
     Raises ValueError with the nearest names where the name is none of these.
     """
+    name = data_name(name)
     kind, colon, path = name.partition(":")
     if colon and kind in ("npz", "imagefolder"):
         if not path:
@@ -56,7 +68,7 @@ def split_name(name: str) -> tuple[str, Path | None]:
     raise ValueError(f"unknown data {name!r}: the names are {', '.join(DATA)}, npz:PATH and imagefolder:PATH")
 
 
-def find_data(name: str) -> Path | None:
+def find_data(name: str | os.PathLike[str]) -> Path | None:
     """The file or folder that holds a data set, or None where it is not there. Opens no file.
 
     `name`: a key of `DATA`, `npz:PATH` or `imagefolder:PATH`. In each of `search_folders()`, a file NAME.npz (with "-"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from datafree.data.checks import check_largest
 from datafree.data.folders import eight_bit, eight_bit_mode
 from datafree.data.loading import Data
+from datafree.data.sources import data_name
 from datafree.domain import make_domain
 
 
@@ -31,8 +34,9 @@ def from_dataset(
         known: `mean`, `std`, `flip`, `classes` of the domain (see `make_domain`).
 
     Raises:
-        ValueError: images of several sizes, of another type, outside [0, 1], with the channels in another place,
-            labels that are no class numbers, or without `classes` a label that is not below the number of images.
+        ValueError: a name, a path or a `DataLoader` in the place of a dataset, images of several sizes, of another
+            type, outside [0, 1], with the channels in another place, labels that are no class numbers, or without
+            `classes` a label that is not below the number of images.
     """
     x, y = _read(train, "train")
     if "classes" not in known:
@@ -52,6 +56,11 @@ def from_dataset(
 
 
 def _read(dataset: Any, split: str) -> tuple[Tensor, Tensor]:
+    if isinstance(dataset, str | os.PathLike):
+        name = data_name(dataset)
+        raise ValueError(f"the {split} set is the name {name!r}: give load_data({name!r})")
+    if isinstance(dataset, DataLoader):
+        raise ValueError(f"the {split} set is a DataLoader, which gives batches: give loader.dataset")
     try:
         count = len(dataset)
     except TypeError:

@@ -71,6 +71,15 @@ def test_splits_that_are_not_asked_for_are_not_loaded() -> None:
         load_data("digits", splits=("val",))
 
 
+def test_one_split_by_its_name() -> None:
+    data = load_data("digits", splits="train")
+    assert data.x_train is not None
+    assert data.x_test is None
+    for wrong, says in (("val", "unknown splits val: ask"), ("", "unknown splits .none.: ask")):
+        with pytest.raises(ValueError, match=says):
+            load_data("digits", splits=wrong)
+
+
 # ---- npz
 
 
@@ -198,6 +207,20 @@ def test_missing_files(tmp_path: Path) -> None:
         load_data(f"npz:{tmp_path / 'gone.npz'}")
     with pytest.raises(FileNotFoundError, match="takes the path of a folder"):
         data_domain(f"imagefolder:{tmp_path / 'gone'}")
+
+
+def test_a_path_is_a_name_if_it_says_its_kind(tmp_path: Path) -> None:
+    name = save(tmp_path / "own.npz", **GOOD)
+    data = load_data(Path(name))
+    assert data.domain == data_domain(Path(name)) == data_domain(name)
+    assert type(data.domain.name) is str
+    for path in (tmp_path, tmp_path / "own.npz", Path("digits")):
+        for read in (load_data, data_domain, sources.find_data):
+            with pytest.raises(ValueError, match=r".") as caught:
+                read(path)
+            assert str(caught.value) == (
+                f'{path} is a path: give "imagefolder:{path}" for a folder, "npz:{path}" for an .npz file'
+            )
 
 
 # ---- named sets

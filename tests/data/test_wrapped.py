@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from datafree.data import get_split, load_data
 from datafree.data.wrapped import from_dataset
@@ -176,6 +176,24 @@ def test_narrow_images_and_many_channels_are_no_mistake(image: Any, shape: tuple
 def test_a_set_without_a_length_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"the train set has no length: give a set with len, such as list\(dataset\)"):
         from_dataset(iter([(WANTED[0], 0)]))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (Path("photos"), 'photos is a path: give "imagefolder:photos" for a folder, "npz:photos" for an .npz file'),
+        (Path("npz:a.npz"), "the train set is the name 'npz:a.npz': give load_data('npz:a.npz')"),
+        ("digits", "the train set is the name 'digits': give load_data('digits')"),
+        (
+            DataLoader(TensorDataset(WANTED, torch.tensor(LABELS))),
+            "the train set is a DataLoader, which gives batches: give loader.dataset",
+        ),
+    ],
+)
+def test_what_is_no_dataset_is_refused_in_one_line(given: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        from_dataset(given)
+    assert str(caught.value) == says
 
 
 def test_more_classes_than_images_are_the_labels_fault_unless_their_number_is_given() -> None:
