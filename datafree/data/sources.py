@@ -62,10 +62,19 @@ def split_name(name: str | os.PathLike[str]) -> tuple[str, Path | None]:
         return kind, Path(path).expanduser()
     if name in DATA:
         return name, None
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), DATA, n=3)
+    near = [*_own_names(name), *difflib.get_close_matches(name.lower().replace("_", "-"), DATA, n=3)]
     if near:
         raise ValueError(f"unknown data {name!r}: did you mean {' or '.join(near)}?")
     raise ValueError(f"unknown data {name!r}: the names are {', '.join(DATA)}, npz:PATH and imagefolder:PATH")
+
+
+def _own_names(path: str) -> list[str]:
+    """The name of what lies at `path`, a folder or an .npz file; none of anything else."""
+    # os.path takes any text; Path raises for an unknown user's home and for names that are too long.
+    place = os.path.expanduser(path)
+    if os.path.isdir(place):
+        return [f"imagefolder:{path}"]
+    return [f"npz:{path}"] if path.endswith(".npz") and os.path.isfile(place) else []
 
 
 def find_data(name: str | os.PathLike[str]) -> Path | None:
@@ -98,8 +107,13 @@ def find_data(name: str | os.PathLike[str]) -> Path | None:
 
 
 def missing_message(name: str) -> str:
-    """One line for a data set that `find_data` does not find: where it was looked for and what to do."""
+    """One line for a data set that `find_data` does not find: where it was looked for, or what is there; what to do."""
     kind, path = split_name(name)
+    if path is not None and kind == "npz" and path.is_dir():
+        return f"{path} is a folder, and npz: takes a file: give npz:FILE, or imagefolder:{path}"
+    if path is not None and kind == "imagefolder" and path.is_file():
+        instead = f"npz:{path}" if path.suffix == ".npz" else "imagefolder:FOLDER"
+        return f"{path} is a file, and imagefolder: takes a folder: give {instead}"
     if path is not None:
         return f"{path} is not there: {kind}: takes the path of {'a file' if kind == 'npz' else 'a folder'}"
     if kind == "digits":

@@ -112,6 +112,32 @@ def test_unknown_names(name: str, says: str) -> None:
         find_data(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("l1.npz", "unknown data 'l1.npz': did you mean npz:l1.npz?"),
+        ("photos", "unknown data 'photos': did you mean imagefolder:photos?"),
+        ("~/photos", "unknown data '~/photos': did you mean imagefolder:~/photos?"),
+        ("cifar_10", "unknown data 'cifar_10': did you mean imagefolder:cifar_10 or cifar10 or cifar100?"),
+    ],
+)
+def test_files_and_folders_without_their_kind(monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    touch(Path("l1.npz"))
+    touch(Path("photos/a.png"))
+    touch(Path("cifar_10/a.png"))
+    with pytest.raises(ValueError, match=r".") as caught:
+        find_data(name)
+    assert str(caught.value) == says
+
+
+@pytest.mark.parametrize("name", ["", "gone.npz", "notes.txt", "~nobody/photos", "a" * 5000, "nul\0"])
+def test_names_of_nothing_get_the_list(name: str) -> None:
+    touch(Path("notes.txt"))
+    with pytest.raises(ValueError, match=r"the names are digits, .*, npz:PATH and imagefolder:PATH$"):
+        find_data(name)
+
+
 @pytest.mark.parametrize("name", sorted(DATA))
 def test_named_domains_need_no_data(name: str) -> None:
     assert data_domain(name) is DOMAINS[name]
@@ -123,3 +149,22 @@ def test_the_message_for_missing_data_names_the_folders_and_the_way_out(name: st
     assert all(str(folder) in message for folder in search_folders())
     assert "--download" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("imagefolder:l1.npz", "l1.npz is a file, and imagefolder: takes a folder: give npz:l1.npz"),
+        ("imagefolder:a.zip", "a.zip is a file, and imagefolder: takes a folder: give imagefolder:FOLDER"),
+        ("npz:photos", "photos is a folder, and npz: takes a file: give npz:FILE, or imagefolder:photos"),
+        ("npz:gone.npz", "gone.npz is not there: npz: takes the path of a file"),
+        ("imagefolder:gone", "gone is not there: imagefolder: takes the path of a folder"),
+    ],
+)
+def test_the_message_for_own_data_of_the_other_kind_says_what_is_there(name: str, says: str) -> None:
+    for file in ("l1.npz", "a.zip", "photos/a.png"):
+        touch(Path(file))
+    assert sources.missing_message(name) == says
+    with pytest.raises(FileNotFoundError, match=r".") as caught:
+        data_domain(name)
+    assert str(caught.value) == says
