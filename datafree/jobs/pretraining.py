@@ -196,7 +196,14 @@ def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
         raise ValueError(f"{config.data} has no training split: give data that has one")
     domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
     config = replace(config, {"data": absolute_data(config.data), "arch": absolute(config.arch)})
-    assert config.batch_size is not None
+    assert config.batch_size is not None and data.y_train is not None
+    missing = (torch.bincount(data.y_train, minlength=domain.classes) == 0).nonzero().flatten().tolist()
+    if missing:
+        named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        choices.append(
+            f"warning: no training image is of class {named}: where none should be, number the classes from 0 without "
+            "gaps"
+        )
     seed_all(config.seed)
     rng = torch.Generator(device).manual_seed(config.seed)
     network = normalised(build_model(config.arch, shape=domain.shape, classes=domain.classes), domain, device)

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from datafree.jobs.pretraining import DEFAULTS, LENGTH
 
 Cli = Callable[..., Any]
@@ -39,3 +42,14 @@ def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     answer = cli("pretrain", "--resume", "--out", "net", "--dry-run")
     assert answer.status == 2
     assert "leave out --dry-run" in answer.err
+
+
+@pytest.mark.parametrize(("labels", "named"), [((0, 1, 2), None), ((1, 2, 3), "0"), ((0, 1, 5), "2, 3, 4")])
+def test_a_class_without_images_is_told(cli: Cli, labels: tuple[int, ...], named: str | None, tmp_path: Path) -> None:
+    y = np.array(labels * 8)
+    x = np.zeros((len(y), 8, 8), np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    answer = cli("pretrain", "--data", "npz:own.npz", "--arch", "mlp", "--steps", 1, "--out", "net", "-q")
+    assert answer.status == 0
+    line = f"warning: no training image is of class {named}: where none should be, number the classes from 0 without"
+    assert answer.err == ("" if named is None else f"{line} gaps\n")
