@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 
+import torch
 from torch import nn
 
 MEMORY = "memory:"  # how such a network begins where a name is wanted, as in manifests
@@ -35,8 +36,13 @@ def copied(network: nn.Module) -> nn.Module:
     """A copy on the CPU, weights in float32, which nothing that is done to it carries over to the user's own.
 
     Raises:
-        ValueError: it holds something that cannot be copied.
+        ValueError: it is scripted, or holds something that cannot be copied.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise ValueError(
+            "a module of torch.jit.script or torch.jit.trace can be neither watched nor frozen: give the network that "
+            "it was made from"
+        )
     try:
         return copy.deepcopy(bare(network)).cpu().float()
     except Exception as error:  # a user's module may hold anything

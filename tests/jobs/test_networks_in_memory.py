@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import datafree
+from datafree.jobs import dry_run
 from datafree.models import build_model, load_model
 from datafree.teacher import Normalised
 
@@ -177,3 +178,13 @@ def test_what_is_around_a_network_is_left_out(nets: dict[str, Any]) -> None:
 def test_what_is_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_scripted_network_is_refused_in_one_line(traced: bool, nets: dict[str, Any]) -> None:
+    made: Any = (lambda net: torch.jit.trace(net, torch.rand(1, *SHAPE))) if traced else torch.jit.script  # type: ignore[no-untyped-call]
+    text = "torch.jit.script or torch.jit.trace .*: give the network that it was made from$"
+    for role in ("teacher", "student"):
+        with pytest.raises(ValueError, match=text):
+            dry_run(**{**nets, role: made(nets[role].eval())}, data="digits", **SHORT)
