@@ -12,9 +12,20 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 MOST_SHOWN = 200  # characters of a value in a message
+KINDS = (int, float, bool, str, tuple)  # what a field may be
+# What other libraries call an option of ours.
+ALIASES = {"learning_rate": "lr", "wd": "weight_decay", "iterations": "steps", "num_classes": "classes"}
+# What to give for a field that is no text, where more can be said than that.
+REMEDIES = {
+    "data": "give a name, npz:PATH or imagefolder:PATH",
+    "shape": "give channels, height and width, such as 3x32x32",
+    "source": "give condensed:PATH, the folder or file that holds the set",
+    "arch": "give a name, or file.py:function for a network of your own",
+    "student": "give a name, or file.py:function for a network of your own",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +45,11 @@ class Field:
 
 
 def fields_of(config: Any) -> tuple[Field, ...]:
-    """The fields of a configuration dataclass whose annotations are `Annotated[type, "help"]`."""
+    """The fields of a configuration dataclass whose annotations are `Annotated[type, "help"]`.
+
+    Raises:
+        ValueError: a field that is annotated otherwise; one line.
+    """
     return _fields_of(config)
 
 
@@ -43,7 +58,7 @@ def _fields_of(config: Any) -> tuple[Field, ...]:
     hints = typing.get_type_hints(config, include_extras=True)
     found = []
     for field in dataclasses.fields(config):
-        kind, text = typing.get_args(hints[field.name])
+        kind, text = _annotation(config, field.name, hints[field.name])
         optional = typing.get_origin(kind) in (types.UnionType, typing.Union)
         if optional:
             kind = next(option for option in typing.get_args(kind) if option is not type(None))
@@ -52,10 +67,42 @@ def _fields_of(config: Any) -> tuple[Field, ...]:
             base, choices = str, typing.get_args(base)
         if typing.get_origin(base) is tuple:
             base = tuple
+        if base not in KINDS:
+            raise ValueError(
+                f"{config.__name__}.{field.name} is a {getattr(base, '__name__', base)}: take int, float, bool, str, "
+                "Literal or a tuple of floats, each with | None or without"
+            )
         found.append(
             Field(name=field.name, type=base, choices=choices, help=text, default=field.default, optional=optional)
         )
     return tuple(found)
+
+
+def _annotation(config: Any, name: str, hint: Any) -> tuple[Any, str]:
+    """Type and help of one field."""
+    if typing.get_origin(hint) is not Annotated or not isinstance(typing.get_args(hint)[1], str):
+        raise ValueError(
+            f'{config.__name__}.{name} has no help: annotate it as Annotated[type, "help"], such as '
+            f'{name}: Annotated[float, "weight of ..."] = 1.0'
+        )
+    kind, text = typing.get_args(hint)[:2]
+    return kind, text
+
+
+def as_config(config: Any, kind: type[Any], call: str) -> Any:
+    """`config`, of its `kind`, or the kind's defaults where it is None; `call`: how keywords are given.
+
+    Raises:
+        ValueError: something else was given in its place.
+    """
+    if config is None:
+        return kind()
+    if not isinstance(config, kind):
+        value = f'"{config}"' if isinstance(config, str) else "..."
+        raise ValueError(
+            f"a {type(config).__name__} stands in the place of {kind.__name__}: give keywords: {call.format(value)}"
+        )
+    return config
 
 
 def replace(config: Any, values: Mapping[str, Any]) -> Any:
@@ -75,7 +122,7 @@ def nearest(name: str, known: list[str]) -> str:
     """How a message on the unknown `name` ends: the one of `known` that was meant, or all of them."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, 1)
+    close = [ALIASES[name]] if ALIASES.get(name) in known else difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]!r}?" if close else f": take one of {', '.join(known)}"
 
 
@@ -92,25 +139,56 @@ def check_kinds(config: Any) -> None:
 
 
 def _of_kind(field: Field, value: Any) -> Any:
-    """`value` as the field's type: a path as text, a list as a tuple, 32 as "32", 1e3 as 1000; None if allowed."""
+    """`value` as the field's type: a path as text, a list as a tuple, 32 as "32", 1e3 as 1000; None if allowed.
+
+    A tuple may be given as an array, a tensor or one number, a shape as a tuple.
+    """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if (value is None and field.optional) or (type(value) is field.type and field.type is not tuple):
         return value
-    if field.type is tuple and isinstance(value, list | tuple) and all(isinstance(v, numbers.Real) for v in value):
-        return tuple(value)
+    if field.type is tuple and (several := _numbers(value)) is not None:
+        return several
     if field.type is float and number:
-        return value
+        return _plain(value)
     if field.type is int and number and (isinstance(value, numbers.Integral) or value == value // 1):
         return int(value)
     if field.type is bool and value in (0, 1):
         return bool(value)
     if field.type is str and (number or isinstance(value, str | os.PathLike) or field.name == "device"):
         return str(value)
+    if field.name == "shape" and (sides := _numbers(value)):
+        return "x".join(map(str, sides))
+    shown = repr(value)
+    if "\n" in shown or " at 0x" in shown or len(shown) > MOST_SHOWN or hasattr(value, "state_dict"):
+        shown = f"a {type(value).__name__}"
+    raise ValueError(f"{field.flag} is {shown}: {_remedy(field, value)}")
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    """A list, an array, a tensor or one number as a tuple; None where it is anything else."""
+    held = value.tolist() if hasattr(value, "tolist") else value
+    held = held if isinstance(held, list | tuple) else [held]
+    if any(isinstance(each, bool) or not isinstance(each, numbers.Real) for each in held):
+        return None
+    return tuple(map(_plain, held))
+
+
+def _plain(number: Any) -> float:
+    """As JSON takes it: numpy's numbers are no floats there."""
+    return number if isinstance(number, int | float) else float(number)
+
+
+def _remedy(field: Field, value: Any) -> str:
+    """What to do about a value that the field does not take."""
+    network = field.name in ("teacher", "student")
+    if network and callable(value) and hasattr(value, "__name__"):
+        return f"give what it returns, {value.__name__}()"
+    if network and isinstance(value, Mapping):
+        return "save it with torch.save(..., PATH) and give the file"
+    if field.name in REMEDIES:
+        return REMEDIES[field.name]
     if hasattr(value, "state_dict"):
-        raise ValueError(
-            f"{field.flag} is a {type(value).__name__}: save its state_dict() to a file and give that, with --arch "
-            "file.py:function for a network of your own"
-        )
+        return "save its state_dict() to a file and give that, with --arch file.py:function for a network of your own"
     wanted = {
         tuple: "several numbers, such as (.485, .456, .406)",
         float: "a number",
@@ -118,10 +196,7 @@ def _of_kind(field: Field, value: Any) -> Any:
         bool: "True or False",
         str: "a text",
     }
-    shown = repr(value)
-    if "\n" in shown or len(shown) > MOST_SHOWN:
-        shown = f"a {type(value).__name__}"
-    raise ValueError(f"{field.flag} is {shown}: give {wanted[field.type]}")
+    return f"give {wanted[field.type]}"
 
 
 # Checks for __post_init__: the text says what to do.

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
+import datafree
 from datafree.config import Floats, MachineConfig, OptimisationConfig, PretrainConfig, TrainConfig, light_config
 from datafree.fields import fields_of, parse_duration, replace
+from datafree.jobs import dry_run, record_experts
 from datafree.synthesis import METHODS, load_method, method_spec
 
 CONFIGS = [TrainConfig, PretrainConfig, OptimisationConfig, MachineConfig, *(load_method(n).Config for n in METHODS)]
@@ -28,6 +33,28 @@ class Sample:
     values: Annotated[Floats, "numbers"] = (0.5, 1.0)
     on: Annotated[bool, "a switch"] = False
     name: Annotated[str, "a text"] = "x"
+
+
+def make_net() -> torch.nn.Module:
+    return torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [
+        (float, 'weight has no help: annotate it as Annotated[type, "help"], such as weight: Annotated[float, "weight'),
+        (float | None, "weight has no help"),
+        (Literal["a", "b"], "weight has no help"),
+        (Annotated[float, 1.0], "weight has no help"),
+        (Annotated[list[float], "weights"], "weight is a list: take int, float, bool, str, Literal or a tuple"),
+        (Annotated[Path | None, "a file"], "weight is a Path: take int"),
+    ],
+)
+def test_a_field_that_says_too_little_is_named(annotation: Any, text: str) -> None:
+    config = dataclasses.make_dataclass("CuriousConfig", [("weight", annotation, None)], frozen=True, kw_only=True)
+    with pytest.raises(ValueError, match=re.escape(f"CuriousConfig.{text}")) as caught:
+        fields_of(config)
+    assert "\n" not in str(caught.value)
 
 
 def test_fields_are_read_off_the_annotations() -> None:
@@ -101,6 +128,30 @@ def test_unknown_option_names_the_nearest() -> None:
         replace(TrainConfig(), {"batchsize": 3})
     with pytest.raises(ValueError, match="unknown option 'zzzz' for Sample: take one of count, some_rate, kind"):
         replace(Sample(), {"zzzz": 3})
+
+
+def test_what_other_libraries_call_an_option_is_known() -> None:
+    with pytest.raises(ValueError, match="unknown option 'learning_rate' for TrainConfig; did you mean 'lr'"):
+        replace(TrainConfig(), {"learning_rate": 0.1})
+    with pytest.raises(ValueError, match="unknown option 'learning_rate' with method blend; did you mean 'lr'"):
+        dry_run(learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("job", "text"),
+    [
+        (datafree.train, 'TrainConfig: give keywords: datafree.train(teacher="mine.pt")'),
+        (dry_run, 'TrainConfig: give keywords: datafree.train(teacher="mine.pt")'),
+        (datafree.condense, 'CondenseConfig: give keywords: datafree.condense(data="mine.pt")'),
+        (datafree.pretrain, 'PretrainConfig: give keywords: datafree.pretrain(data="mine.pt")'),
+        (record_experts, 'ExpertsConfig: give keywords: record_experts(data="mine.pt")'),
+    ],
+)
+def test_a_job_takes_keywords(job: Callable[..., Any], text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"a str stands in the place of {text}")):
+        job("mine.pt")
+    with pytest.raises(ValueError, match=r"^a Linear stands in the place of .*=\.\.\.\)$"):
+        job(torch.nn.Linear(2, 2))
 
 
 def test_replace_checks_again() -> None:
@@ -191,17 +242,24 @@ def test_impossible_values_are_refused_in_one_line(config: type[Any], values: di
 @pytest.mark.parametrize(
     ("config", "values", "text"),
     [
-        (TrainConfig, {"mean": 0.3}, "--mean is 0.3: give several numbers, such as (.485, .456, .406)"),
+        (TrainConfig, {"mean": "0.3"}, "--mean is '0.3': give several numbers, such as (.485, .456, .406)"),
+        (TrainConfig, {"mean": torch.ones(2, 2)}, "--mean is a Tensor: give several numbers"),
         (TrainConfig, {"mean": ("a",)}, "--mean is ('a',): give several numbers"),
         (TrainConfig, {"steps": "10"}, "--steps is '10': give a whole number"),
         (TrainConfig, {"steps": 10.5}, "--steps is 10.5: give a whole number"),
         (TrainConfig, {"lr": True}, "--lr is True: give a number"),
         (TrainConfig, {"flip": "yes"}, "--flip is 'yes': give True or False"),
-        (TrainConfig, {"shape": (3, 32, 32)}, "--shape is (3, 32, 32): give a text"),
+        (TrainConfig, {"shape": ("3", 32)}, "--shape is ('3', 32): give channels, height and width, such as 3x32x32"),
         (MachineConfig, {"precision": 16}, "--precision is '16': take 32 or bf16"),
-        (PretrainConfig, {"data": ["a"]}, "--data is ['a']: give a text"),
-        (PretrainConfig, {"data": torch.ones(4, 4)}, "--data is a Tensor: give a text"),
-        (PretrainConfig, {"data": ["a" * 500]}, "--data is a list: give a text"),
+        (PretrainConfig, {"data": ["a"]}, "--data is ['a']: give a name, npz:PATH or imagefolder:PATH"),
+        (PretrainConfig, {"data": torch.ones(4, 4)}, "--data is a Tensor: give a name, npz"),
+        (PretrainConfig, {"data": ["a" * 500]}, "--data is a list: give a name, npz"),
+        (TrainConfig, {"data": object()}, "--data is a object: give a name, npz:PATH or imagefolder:PATH"),
+        (TrainConfig, {"teacher": {"weight": 1}}, "save it with torch.save(..., PATH) and give the file"),
+        (TrainConfig, {"teacher": make_net}, "--teacher is a function: give what it returns, make_net()"),
+        (TrainConfig, {"student": make_net}, "--student is a function: give what it returns, make_net()"),
+        (TrainConfig, {"source": object()}, "--source is a object: give condensed:PATH"),
+        (PretrainConfig, {"arch": torch.nn.Linear(2, 2)}, "give a name, or file.py:function for a network of your own"),
         (MachineConfig, {"seed": None}, "--seed is None: give a whole number"),
         (TrainConfig, {"method": None}, "--method is None: give a text"),
         (load_method("cudfkd").Config, {"easy": None}, "--easy is None: give a number"),
@@ -217,8 +275,8 @@ def test_values_of_another_type_are_refused_in_one_line(config: type[Any], value
 
 
 def test_a_method_refuses_values_of_another_type() -> None:
-    with pytest.raises(ValueError, match=r"^--pixel-betas is 0.5: give several numbers"):
-        replace(load_method("deepinversion").Config(), {"pixel_betas": 0.5})
+    with pytest.raises(ValueError, match=r"^--pixel-betas is '0.5': give several numbers"):
+        replace(load_method("deepinversion").Config(), {"pixel_betas": "0.5"})
     with pytest.raises(ValueError, match=r"^--bank is 'all': give a whole number"):
         replace(load_method("dfq").Config(), {"bank": "all"})
 
@@ -229,6 +287,20 @@ def test_values_that_a_flag_would_give_anyway_are_taken(tmp_path: Path) -> None:
     assert {name: getattr(config, name) for name in wanted} == wanted
     assert MachineConfig(device=torch.device("cpu")).device == "cpu"  # type: ignore[arg-type]
     assert [type(getattr(config, name)) for name in wanted] == [str, str, tuple, int, bool]
+
+
+@pytest.mark.parametrize(
+    "value", [0.5, [0.5], np.array([0.5]), np.float32(0.5), torch.tensor([0.5]), torch.tensor(0.5)]
+)
+def test_several_numbers_may_come_as_an_array_or_as_one(value: Any) -> None:
+    config = TrainConfig(mean=value, prior=np.ones(3), lr=np.float32(0.5))  # type: ignore[arg-type]
+    assert (config.mean, config.prior, config.lr) == ((0.5,), (1.0, 1.0, 1.0), 0.5)
+    json.dumps(dataclasses.asdict(config))
+
+
+@pytest.mark.parametrize("shape", ["1x8x8", (1, 8, 8), [1, 8, 8], torch.Size((1, 8, 8))])
+def test_a_shape_may_be_a_tuple(shape: Any) -> None:
+    assert TrainConfig(shape=shape).shape == "1x8x8"
 
 
 def test_a_module_is_no_teacher() -> None:

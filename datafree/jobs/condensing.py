@@ -17,7 +17,7 @@ from datafree.config import CondenseConfig
 from datafree.data import Data
 from datafree.data.condensed import CondensedSet
 from datafree.data.wrapped import from_dataset
-from datafree.fields import replace
+from datafree.fields import as_config, replace
 from datafree.jobs.condense_planning import (
     CondensePlan,
     beforehand,
@@ -107,7 +107,7 @@ def dry_run_condense(config: CondenseConfig | None = None, *, data: Any = None, 
 
 def _plan(config: CondenseConfig | None, data: Any, options: Mapping[str, Any]) -> CondensePlan:
     """The plan of `condense`'s arguments."""
-    config = config or CondenseConfig()
+    config = as_config(config, CondenseConfig, "datafree.condense(data={})")
     given = None
     if isinstance(data, str):
         config = replace(config, {"data": data})

@@ -10,7 +10,7 @@ from torch import nn
 
 from datafree import parallel
 from datafree.config import TrainConfig
-from datafree.fields import replace
+from datafree.fields import as_config, replace
 from datafree.jobs.planning import Networks, Plan, network_costs
 from datafree.models.memory import MEMORY, in_memory
 from datafree.runs import environment
@@ -20,7 +20,8 @@ NETWORKS = ("teacher", "arch", "student")  # what may be a network in the place 
 
 
 def split_options(config: TrainConfig, options: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
-    """Parts keywords into fields of `TrainConfig` and the method's own."""
+    """Parts keywords into fields of `TrainConfig` and the method's own; raises ValueError, one line."""
+    config = as_config(config, TrainConfig, "datafree.train(teacher={})")
     common = {f.name for f in dataclasses.fields(TrainConfig)}
     config = replace(config, {k: v for k, v in options.items() if k in common})
     return config, {k: v for k, v in options.items() if k not in common}

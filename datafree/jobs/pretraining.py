@@ -21,7 +21,7 @@ from datafree.data.tensors import Crops, usual_pad
 from datafree.domain import DOMAINS, Domain, make_domain
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.evaluation.cost import latencies, multiply_adds, parameters
-from datafree.fields import replace
+from datafree.fields import as_config, replace
 from datafree.jobs.fresh import fresh_run
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
@@ -83,7 +83,7 @@ def pretrain(
         FileNotFoundError: the data are not there.
         Interrupted: Ctrl-C, after saving.
     """
-    config = replace(config or PretrainConfig(), options)
+    config = replace(as_config(config, PretrainConfig, "datafree.pretrain(data={})"), options)
     check_apart(out, {"--data": data_path(config.data)})
     task = _prepare(config, prepare(config))
     name = f"pretrain-{config.arch.rpartition(':')[2]}"
@@ -97,7 +97,7 @@ def pretrain(
 
 def dry_run_pretrain(config: PretrainConfig | None = None, **options: Any) -> dict[str, Any]:
     """Resolves everything and trains nothing: what run.json would hold. Writes no file; raises as `pretrain`."""
-    config = replace(config or PretrainConfig(), options)
+    config = replace(as_config(config, PretrainConfig, "datafree.pretrain(data={})"), options)
     return _manifest(_prepare(config, prepare(config)))
 
 

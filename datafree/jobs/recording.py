@@ -11,7 +11,7 @@ from datafree.condensation.expert_files import INDEX
 from datafree.condensation.experts import make_recipe, record
 from datafree.config import CondenseConfig, ExpertsConfig, MachineConfig
 from datafree.data import Data
-from datafree.fields import replace
+from datafree.fields import as_config, replace
 from datafree.jobs.condense_planning import condense_plan, make_setting
 from datafree.jobs.machine import prepare
 from datafree.jobs.session import interruptible
@@ -44,7 +44,7 @@ def record_experts(
         TermError: an expert diverged; those before it are kept.
         KeyboardInterrupt: Ctrl-C; the experts that are finished are kept.
     """
-    config = replace(config or ExpertsConfig(), options)
+    config = replace(as_config(config, ExpertsConfig, "record_experts(data={})"), options)
     if isinstance(data, str):
         config, data = replace(config, {"data": data}), None
     if out is not None:
