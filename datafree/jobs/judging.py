@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def evaluate_set(
     """
     protocol_object = named_protocol(protocol) if isinstance(protocol, str) else protocol
     check_teacher_options(teacher, teacher_arch=teacher_arch, teacher_mean=teacher_mean, teacher_std=teacher_std)
-    condensed = source if isinstance(source, CondensedSet) else load_condensed(source)
+    condensed = _as_set(source)
     check_labels(condensed, protocol, set_labels, ranked=rank, taught=teacher is not None)
     data = _as_data(data, condensed.domain.classes)
     place = find_device(device)
@@ -176,6 +177,20 @@ def evaluate_set(
 def stored_counts(condensed: CondensedSet) -> list[int]:
     """Stored images a class: what a random subset of the same budget has."""
     return class_counts(condensed.made_for()[: len(condensed.images)], condensed.domain.classes)
+
+
+def _as_set(source: Any) -> CondensedSet:
+    """The set that was given, or whose folder or file was."""
+    if isinstance(source, CondensedSet):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return load_condensed(os.fspath(source))
+    if isinstance(getattr(source, "set", None), CondensedSet):
+        raise ValueError(f"a {type(source).__name__} holds a set and is none: give result.set")
+    raise ValueError(
+        f"a {type(source).__name__} is no condensed set: give a set, its folder or its file; tensors as "
+        "CondensedSet(images=..., labels=..., domain=...), or in a file by datafree evaluate --images"
+    )
 
 
 def _as_data(data: Any, classes: int) -> str | Data | None:

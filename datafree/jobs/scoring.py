@@ -26,7 +26,7 @@ from datafree.runs import SAMPLES, Run, atomic_write, write_json
 
 
 def evaluate(
-    student: str | os.PathLike[str],
+    student: str | os.PathLike[str] | nn.Module,
     data: str | None = None,
     *,
     arch: str | nn.Module | None = None,
@@ -39,11 +39,12 @@ def evaluate(
     download: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Accuracy of a student (a run folder or a file) on a test split, and its fidelity to its teacher.
+    """Accuracy of a student (a run folder, a file or a network) on a test split, and its fidelity to its teacher.
 
     The teacher is the run's own, if the student is a run folder (none where that was a network from memory); or the one
-    given. `arch` and `teacher_arch` may be networks that the files are for, `teacher` the network itself. Architectures
-    and normalisations are for files that do not say theirs; a teacher's is else the one of the data.
+    given. `arch` and `teacher_arch` may be networks that the files are for; `student` and `teacher` the networks
+    themselves, from normalised images (N, C, H, W) to logits, or a result's `student`. Architectures and normalisations
+    are for what does not say its own; it is else the one of the data.
 
     Returns:
         accuracy, per_class, confusion; with a teacher also teacher_accuracy, agreement (fractions of 1) and kl (nats).
@@ -53,14 +54,20 @@ def evaluate(
         FileNotFoundError: the data are not there.
     """
     check_teacher_options(teacher, teacher_arch=teacher_arch, teacher_mean=teacher_mean, teacher_std=teacher_std)
-    place, student = find_device(device), os.fspath(student)
-    # A file that says what images it takes goes before the data; of any other file they decide.
-    known = None if _knows_its_images(student) else data
+    if not isinstance(student, str | os.PathLike | nn.Module):
+        raise ValueError(
+            f"a {type(student).__name__} is no student: give a run folder (a result's path), a file or the "
+            "torch.nn.Module itself"
+        )
+    student = student if isinstance(student, nn.Module) else os.fspath(student)
+    place = find_device(device)
+    # A file that says what images it takes goes before the data; of any other file, or a network, they decide.
+    known = None if isinstance(student, str) and _knows_its_images(student) else data
     own = load_teacher(student, arch=arch, data=known, mean=mean, std=std, device=place)
     network, domain = own.teacher.classifier, own.domain
     name = data or own.loaded.data
     if name is None:
-        raise ValueError(f"{student} does not say which data it is for: give --data NAME")
+        raise ValueError(f"{own.loaded.source} does not say which data it is for: give --data NAME")
     held = load_data(name, download=download, device=place, splits=("test",))
     if held.x_test is None or held.y_test is None:
         raise ValueError(f"{name} has no test split: give data that has one")
@@ -72,10 +79,10 @@ def evaluate(
     found: LoadedTeacher | None = None
     if teacher is not None:
         found = load_teacher(teacher, arch=teacher_arch, data=name, mean=teacher_mean, std=teacher_std, device=place)
-    elif _names_teacher(student):
+    elif isinstance(student, str) and _names_teacher(student):
         found = run_teacher(Run.open(student), place)
     scores = score(network, held.x_test, held.y_test, teacher=found.teacher if found is not None else None)
-    return {"student": student, "data": name, **scores.to_dict()}
+    return {"student": own.loaded.source, "data": name, **scores.to_dict()}
 
 
 def _names_teacher(student: str) -> bool:

@@ -18,6 +18,7 @@ from datafree.data.wrapped import from_dataset
 from datafree.domain import DOMAINS
 from datafree.evaluation import condensed as scoring
 from datafree.evaluation.protocols import PROTOCOLS, Protocol
+from datafree.jobs.condensing import Condensed
 from datafree.jobs.foreign import foreign_set
 from datafree.jobs.judging import evaluate_set
 from datafree.jobs.real_images import fingerprint
@@ -310,3 +311,20 @@ def test_fewer_random_images_than_the_set_has_are_told(trained: list[Trained]) -
 def test_a_set_of_rded_need_not_say_its_tiles(trained: list[Trained]) -> None:
     evaluate_set(a_set(info={"method": "rded", "data": "digits", "options": None}), protocol="rded", networks=1)
     assert trained[0].protocol.patches == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (Condensed(path=Path(), metrics={}, set=a_set()), r"^a Condensed holds a set and is none: give result\.set$"),
+        (
+            (torch.rand(10, 1, 8, 8), torch.arange(10)),
+            r"^a tuple is no .* CondensedSet\(images=.*datafree evaluate --im",
+        ),
+        (None, "^a NoneType is no condensed set: give a set, its folder or its file;"),
+    ],
+)
+def test_what_is_no_set_is_told_what_to_give(source: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text) as caught:
+        evaluate_set(source)
+    assert "\n" not in str(caught.value)

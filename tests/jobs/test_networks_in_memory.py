@@ -188,3 +188,23 @@ def test_a_scripted_network_is_refused_in_one_line(traced: bool, nets: dict[str,
     for role in ("teacher", "student"):
         with pytest.raises(ValueError, match=text):
             dry_run(**{**nets, role: made(nets[role].eval())}, data="digits", **SHORT)
+
+
+def test_a_network_is_evaluated_as_its_file_is(tmp_path: Path, nets: dict[str, Any]) -> None:
+    net, given = nets["student"], dict[str, Any](data="digits", mean=(0.5,), std=(0.5,))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    wanted = datafree.evaluate(tmp_path / "net.pt", arch=net, teacher=nets["teacher"], **given)
+    scores = datafree.evaluate(net, teacher=nets["teacher"], **given)
+    assert scores.pop("student") == "memory:Own"
+    assert scores == {key: value for key, value in wanted.items() if key != "student"}
+    assert net.training
+    normalised = datafree.evaluate(Normalised(net, (0.5,), (0.5,)), "digits", teacher=nets["teacher"])
+    assert normalised["accuracy"] == scores["accuracy"]
+    assert normalised["student"] == "memory:Own"
+
+
+@pytest.mark.parametrize("student", [None, 3, {"weight": 1}])
+def test_what_is_no_student_is_not_evaluated(student: Any) -> None:
+    text = f"a {type(student).__name__} is no student: give a run folder \\(a result's path\\), a file or the torch.nn"
+    with pytest.raises(ValueError, match=text):
+        datafree.evaluate(student, "digits")
