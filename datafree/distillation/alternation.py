@@ -13,6 +13,7 @@ from datafree import losses
 from datafree.distillation.attention import common_maps, watch_maps
 from datafree.losses import CRITERIA
 from datafree.parallel import latest
+from datafree.synthesis import check_values
 from datafree.synthesis.setting import Batch, Setting
 from datafree.training import Clock, Seconds, Trainer, run
 
@@ -71,6 +72,7 @@ class Alternation:
         self.rounds += 1
         begin = time.monotonic()
         terms: Mapping[str, float] = self.method.update()
+        check_values(self.method, terms)
         if clock.seconds is not None:
             self.round_seconds = latest(time.monotonic() - begin)
         return terms

@@ -13,7 +13,7 @@ from datafree.domain import Domain
 from datafree.fields import fields_of, nearest, replace
 from datafree.jobs.idle import METHOD, TRAIN, check_idle, idle_beside
 from datafree.parallel import world_size
-from datafree.synthesis import METHODS, load_method
+from datafree.synthesis import METHODS, STUDENT_KNOWS, load_method
 from datafree.teacher import Teacher
 from datafree.training import USUAL, default_batch_size
 
@@ -23,11 +23,8 @@ BANK_BYTES = 250_000_000
 WITHOUT_NORM = {"optimizer": "adam", "lr": 3e-3, "weight_decay": 0.0, "batch_size": 64}
 # SGD's rates are given for this many images a step; smaller batches take proportionally less.
 RATE_BATCH = 128
-# What a method's `STUDENT` may say of the student's training, and `USUAL` where it does not.
-METHODS_OWN = (
-    "criterion", "temperature", "optimizer", "augment", "weight_decay", "lr", "attention", "gradient_clip", "inherit",
-    "schedule", "milestones",
-)  # fmt: skip
+# What a method's `STUDENT` says of the student's training, and `USUAL` where it does not.
+METHODS_OWN = tuple(name for name in STUDENT_KNOWS if name != "batch_size")
 # Where a person takes another optimiser than the method's.
 RATES = {"sgd": 0.1, "adam": 1e-3}
 

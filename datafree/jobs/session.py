@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datafree import parallel
 from datafree.distillation import Alternation
+from datafree.distillation.sources import Mixed
 from datafree.evaluation.accuracy import Scores
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.evaluation.cost import latencies
@@ -26,6 +27,7 @@ from datafree.jobs.planning import Plan
 from datafree.pictures import grid, png_bytes
 from datafree.report.compared import MOST_CLASSES
 from datafree.runs import Run, peak_rss_mb, save_network, write_json
+from datafree.synthesis import check_parts
 from datafree.synthesis.setting import Setting
 from datafree.training import Clock, Seconds, Trainer
 
@@ -90,6 +92,7 @@ class Session:
             prior=plan.prior,
         )
         self.method = plan.build_method(self.setting)
+        check_parts(self.method.method if isinstance(self.method, Mixed) else self.method)
         self.alternation = Alternation(
             self.method,
             self.setting,
