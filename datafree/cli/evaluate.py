@@ -148,6 +148,7 @@ def _student(student: str, values: dict[str, Any], as_json: bool) -> None:
         teacher_std=_floats(values, "teacher_std"),
         download=values["download"],
         device=values["device"],
+        say=lambda line: click.echo(line, err=True),
     )
     if as_json:
         click.echo(json.dumps(scores))

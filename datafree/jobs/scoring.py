@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,14 @@ def evaluate(
     teacher_std: Sequence[float] | None = None,
     download: bool = False,
     device: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Accuracy of a student (a run folder, a file or a network) on a test split, and its fidelity to its teacher.
 
     The teacher is the run's own, if the student is a run folder (none where that was a network from memory); or the one
     given. `arch` and `teacher_arch` may be networks that the files are for; `student` and `teacher` the networks
     themselves, from normalised images (N, C, H, W) to logits, or a result's `student`. Architectures and normalisations
-    are for what does not say its own; it is else the one of the data.
+    are for what does not say its own; it is else the one of the data, and `say` is called with what was inferred.
 
     Returns:
         accuracy, per_class, confusion; with a teacher also teacher_accuracy, agreement (fractions of 1) and kl (nats).
@@ -64,6 +65,8 @@ def evaluate(
     # A file that says what images it takes goes before the data; of any other file, or a network, they decide.
     known = None if isinstance(student, str) and _knows_its_images(student) else data
     own = load_teacher(student, arch=arch, data=known, mean=mean, std=std, device=place)
+    for line in own.choices if known is not None else ():
+        say(line)
     network, domain = own.teacher.classifier, own.domain
     name = data or own.loaded.data
     if name is None:
