@@ -177,6 +177,7 @@ def test_a_foreign_file_is_evaluated_at_the_size_of_the_data(cli: Cli, foreign: 
     answer = cli("evaluate", foreign / "grey.pt", "--arch", "resnet20", "--data", "digits")
     assert answer.status == 0
     assert "355 images of digits" in answer.out
+    assert "normalisation: mean 0.3052 / std 0.376" in answer.err  # not the network's own, which nobody said
 
 
 def test_a_term_that_is_not_finite_ends_the_run_with_3(cli: Cli, teacher: Path, short: Short, tmp_path: Path) -> None:
