@@ -172,7 +172,11 @@ def _loop(config: CondenseConfig, method: type[Any], domain: Domain, choices: li
 
 def _length(config: CondenseConfig, method: type[Any], choices: list[str]) -> dict[str, Any]:
     """How long the loop runs where nobody said it; nothing for a method that has no loop."""
-    if config.steps is not None or config.budget is not None or not hasattr(method, "terms"):
+    asked = config.steps is not None or config.budget is not None
+    looped, trained = hasattr(method, "terms"), looks_through(config, method) or hasattr(method.Config, "teacher")
+    if asked and not looped and not trained:  # no error: scripts give all methods one length
+        choices.append(f"length: {config.method} makes its set at once: --steps and --budget are not used")
+    if asked or not looped:
         return {}
     length: dict[str, Any] = dict(EMBEDDED_LENGTH if config.data == "digits" else LENGTH)
     words = f"{length['steps']} steps" if "steps" in length else f"{length['budget']} of wall clock"

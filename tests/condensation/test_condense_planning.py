@@ -226,6 +226,12 @@ def test_whole_images_are_no_start_for_several_in_one(name: str) -> None:
         dry_run_condense(method=name, init="real", factor=2, **TINY)
 
 
+def test_a_length_that_a_selection_does_not_read_is_told() -> None:
+    for name, told in (("mean", True), ("random", True), ("herding", False), ("rded", False)):
+        choices = dry_run_condense(method=name, data="digits", ipc=1, steps=5, threads=1)["choices"]
+        assert any("are not used" in line for line in choices) == told, name
+
+
 # The network that is looked through
 
 
