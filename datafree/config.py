@@ -28,13 +28,18 @@ def light_config(spec: str) -> type:
 
     Args:
         spec: "module:Class" as the registry has it; the class's configuration is called ClassConfig.
+
+    Raises:
+        ValueError: it is called something else, or there is no such module.
     """
     module, _, name = spec.partition(":")
     found = importlib.util.find_spec(module)
-    assert found is not None and found.origin is not None
+    if found is None or found.origin is None:
+        raise ValueError(f"there is no module {module}, where {name} should be: correct the registry's line")
     tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
     body = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == f"{name}Config"]
-    assert body, f"{module} has no class {name}Config"
+    if not body:
+        raise ValueError(f"{found.origin} has no class {name}Config: call the configuration of {name} so")
     space = {**vars(fields), **globals(), "__name__": module}
     exec(compile(ast.Module(body=list(body), type_ignores=[]), found.origin, "exec", dont_inherit=True), space)
     result: type = space[f"{name}Config"]

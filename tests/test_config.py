@@ -105,6 +105,18 @@ def test_light_configuration_is_the_real_one(name: str) -> None:
                 light(**{field.name: -1})
 
 
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("datafree.synthesis.noise:Noisy", "noise.py has no class NoisyConfig: call the configuration of Noisy so"),
+        ("datafree.nowhere:Noise", "there is no module datafree.nowhere, where Noise should be"),
+    ],
+)
+def test_a_registered_name_that_leads_nowhere_is_told(spec: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        light_config(spec)
+
+
 def test_light_configuration_loads_nothing_heavy() -> None:
     code = (
         "import sys; from datafree.config import light_config; from datafree.fields import fields_of\n"
