@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from datafree.jobs.standing import free
 from datafree.tables import Cell, find_tables, load_table, read_results, render
 from datafree.tables.rendering import accuracies, accuracy, length, random_real
 from datafree.tables.results import current
@@ -30,12 +31,22 @@ BASELINES = ("random", "herding", "mean", "noise", "student-with-data", "distill
 
 
 def keep(results: Path) -> list[Path]:
-    """Copies the finished and the failed cells of the package's tables; returns what was copied."""
+    """Copies the finished and the failed cells of the package's tables; returns what was copied.
+
+    Nothing is lost: another result of that name is moved to -oldN, and a failure takes no finished one's place.
+    """
     copied = []
     for name in find_tables():
+        folder = BENCHMARKS / "results" / name
+        there = {result.path: result for result in read_results(folder)}
+        contents = [result.content for result in there.values()]
         for result in read_results(results / name):
-            target = BENCHMARKS / "results" / name / result.path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = folder / result.path.name
+            if result.content in contents or (target in there and there[target].done and not result.done):
+                continue
+            if target in there:
+                target.rename(free(target))
+            folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(result.path, target)
             copied.append(target)
     return copied
@@ -110,12 +121,12 @@ def _lines(title: str, cells: list[Cell], contents: Contents) -> list[str]:
     lines: list[str] = []
     for long in dict.fromkeys(map(length, methods)):
         here = [c for c in methods if length(c) == long]
-        # A variant such as frepo-60m stands for the default where that has no row of this length.
-        variants = [c for c in here if c.row.startswith(DEFAULTS)]
-        default = [c for c in variants if c.row in DEFAULTS] or best(variants)
-        other = best([c for c in here if c not in variants])
+        # frepo-60m is the default at its length; other variants of a default are no other method beside it.
+        default = [c for c in here if c.row.removesuffix(f"-{long}") in DEFAULTS]
+        other = best([c for c in here if c not in default and not (default and c.row.startswith(DEFAULTS))])
         beside = shown(baselines) if not lines else ""
-        lines.append(f"| {title if not lines else ''} | {long} | **{shown(default)}** | {shown(other)} | {beside} |")
+        bold = f"**{shown(default)}**" if default else ""
+        lines.append(f"| {title if not lines else ''} | {long} | {bold} | {shown(other)} | {beside} |")
     return lines
 
 

@@ -120,6 +120,23 @@ def test_a_pages_results_say_what_they_cost():
     assert {row[i] for row in waiting for i in at} == {""}
 
 
+def test_results_that_are_kept_replace_nothing(tmp_path, monkeypatch):
+    script, table, folder = load_script(), load_table("digits-smoke"), tmp_path / "results" / "digits-smoke"
+    monkeypatch.setattr(script, "BENCHMARKS", tmp_path)
+    source = ROOT / "benchmarks" / "results" / "digits-smoke"
+    first = next(r for r in read_results(source) if r.done)
+    content = json.loads(first.path.read_text(encoding="utf-8"))
+    for number, change in enumerate([{}, {}, {"seconds": 9.0}, {"status": "failed", "error": "killed"}]):
+        new = tmp_path / str(number) / table.name / first.path.name
+        new.parent.mkdir(parents=True)
+        new.write_text(json.dumps(content | change), encoding="utf-8")
+        script.keep(tmp_path / str(number))
+    assert sorted(path.name for path in folder.iterdir()) == [f"{first.path.stem}-old1.json", first.path.name]
+    (old, new) = read_results(folder)
+    assert [old.content["seconds"], new.content["seconds"]] == [content["seconds"], 9.0]
+    assert new.done
+
+
 def test_every_method_has_a_row():
     rows = {cell.row for cell in load_table("data-free-cpu").cells}
     assert rows >= set(synthesis.METHODS)

@@ -13,11 +13,13 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from datafree.data.sources import cache_folder, find_data, missing_message
 from datafree.jobs import standing
 from datafree.jobs.standing import locked
 from datafree.runs import WriteError, write_json
-from datafree.tables.defaults import defaults_of
+from datafree.tables.defaults import cell_defaults, defaults_of
 from datafree.tables.loading import load_table
 from datafree.tables.results import lacking, make_content
 from datafree.tables.specs import Cell, find_tables, with_budget
@@ -58,9 +60,8 @@ def teacher_options(
     if teacher is None:
         return {}
     options = as_keywords({name: teacher[name] for name in ("arch", "mean", "std") if name in teacher})
-    file, colon, function = str(options.get("arch", "")).rpartition(":")
-    if colon and file.endswith(".py"):
-        options["arch"] = f"{beside.resolve().parent / file}:{function}"
+    if "arch" in options:
+        options["arch"] = _beside(beside, options["arch"])
     if "file" in teacher:
         path = (teachers or Path()) / teacher["file"]
         if teachers is None or not path.is_file():
@@ -76,6 +77,12 @@ def teacher_options(
     if "pretrain" not in teacher:
         raise ValueError(f"teacher {teacher.get('name')}: give its file, its source or how to pretrain it")
     return {**options, "teacher": str(trained_teacher(teacher["pretrain"], download))}
+
+
+def _beside(table: Path, network: str) -> str:
+    """The name of a network; FILE.py:FUNCTION is looked for beside the table, wherever one stands."""
+    file, colon, function = network.rpartition(":")
+    return f"{table.resolve().parent / file}:{function}" if colon and file.endswith(".py") else network
 
 
 def as_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +113,8 @@ def data_state(name: str) -> str | None:
     if kind not in ("npz", "imagefolder"):
         return None
     path = Path(where).expanduser()
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    walked = os.walk(path, followlinks=True)  # as the loader does
+    files = sorted(Path(folder, name) for folder, _, names in walked for name in names) if path.is_dir() else [path]
     stats = [(str(file), file.stat()) for file in files if file.is_file()]
     seen = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
@@ -150,6 +158,7 @@ def run_cell(
     threads: int | None = None,
     keep: bool = False,
     retry: bool = False,
+    recipes: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Runs a cell, or goes on with it, and writes its result; a result that stands is left as it is.
 
@@ -161,7 +170,8 @@ def run_cell(
         download: allow downloads.
         threads: where the cell names none.
         keep: leave the run's folder in out/runs.
-        retry: run it again where it has failed.
+        retry: run it again where it has failed; of a condensed set whose scoring has, the scoring.
+        recipes: of the table's teachers; a network trained by one of them is the cached one.
 
     Returns:
         The file of the result. What the cell failed with stands in it.
@@ -181,22 +191,46 @@ def run_cell(
                 return path
             standing.make_room(cell, path)
         begun = time.monotonic()
-        defaults = defaults_of(cell.job, cell.options)  # what the run has, whatever happens to the sources meanwhile
+        defaults = cell_defaults(cell)  # what the run has, whatever happens to the sources meanwhile
         try:
-            parts = _run(cell, seed, work, standing.goes_on(work, defaults), teachers, download, threads)
+            goes_on = standing.goes_on(work, defaults)
+            if cell.job == "pretrain" and seed == 0 and cell.options in recipes:
+                shutil.copytree(trained_teacher(cell.options, download), work, dirs_exist_ok=True)
+                goes_on = True
+            parts = _run(cell, seed, work, goes_on, teachers, download, threads)
         except WriteError:
             raise
         except (NotHereError, FileNotFoundError) as error:
             standing.drop_empty(work)
             raise NotHereError(str(error)) from error
-        except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
+        except Exception as error:  # a network of one's own may raise anything: the other cells go on
             if isinstance(error, OSError) and error.errno in FULL:
                 raise WriteError(f"cannot write {error.filename or work}: {error.strerror}; free space") from error
-            name = "" if isinstance(error, ValueError | TermError) else f"{type(error).__name__}: "
-            parts = {"error": f"{name}{' '.join(str(error).split())}" or type(error).__name__}
-        write_json(path, make_content(cell, seed, seconds=time.monotonic() - begun, defaults=defaults, **parts))
-        standing.release(work, keep)
+            parts = {"error": _said(error)}
+        seconds = _seconds(parts) or time.monotonic() - begun
+        write_json(path, make_content(cell, seed, seconds=seconds, defaults=defaults, **parts))
+        standing.release(path, keep)
     return path
+
+
+def _said(error: Exception) -> str:
+    """An error in a line; one that nobody expects, with the place it comes from."""
+    text, name = " ".join(str(error).split()), type(error).__name__
+    if isinstance(error, ValueError | TermError):
+        return text or name
+    said = f"{name}: {text}" if text else name
+    if isinstance(error, OSError | RuntimeError | ArithmeticError | MemoryError):
+        return said
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{said} ({Path(last.filename).name}, line {last.lineno})"
+
+
+def _seconds(parts: Mapping[str, Any]) -> float | None:
+    """What a run took with its scoring, in all its sittings and without its teacher's training; None: not known."""
+    result, scores = parts.get("result") or {}, parts.get("scores") or {}
+    if "total_seconds" not in result:
+        return None
+    return float(result["total_seconds"] + result.get("preparation_seconds", 0.0) + scores.get("seconds", 0.0))
 
 
 def _run(
@@ -206,6 +240,8 @@ def _run(
     from datafree import jobs
 
     options = as_keywords(cell.options)
+    table = Path(cell.file)
+    options |= {name: _beside(table, options[name]) for name in ("student", "arch") if name in options}
     options |= {"seed": seed, "download": download, "threads": options.get("threads") or threads}
     scores = None
     if cell.job == "pretrain":
@@ -214,7 +250,7 @@ def _run(
     elif cell.job == "train":
         if (name := tested_on(cell)) is not None:  # other jobs begin with their data; this one ends with them
             check_data(name, "train" if cell.options.get("validation") else "test", download)
-        options |= teacher_options(cell.teacher, beside=Path(cell.file), teachers=teachers, download=download)
+        options |= teacher_options(cell.teacher, beside=table, teachers=teachers, download=download)
         if not (begun and _gone_on(jobs.resume, work)):
             jobs.train(out=work, force=True, **options)
     else:
@@ -226,7 +262,8 @@ def _run(
             options.get("data", CondenseConfig.data),
             download=download,
             device=options.get("device", CondenseConfig.device),
-            **cell.evaluation,
+            seed=seed,
+            **{**cell.evaluation, "archs": [_beside(table, arch) for arch in cell.evaluation["archs"]]},
         )
         write_json(work / "evaluation.json", scores)  # where `report` looks for them, in runs that --keep hands over
     rows = [json.loads(line) for line in _lines(work / "metrics.jsonl")]
@@ -274,6 +311,7 @@ def main() -> int:
     order = json.loads(sys.stdin.buffer.readline())
     _watch_parent()
     cells = load_table(order["table"]).cells
+    recipes = [cell.teacher["pretrain"] for cell in cells if cell.teacher and "pretrain" in cell.teacher]
     if order["budget"]:
         cells = tuple(with_budget(cell, order["budget"]) for cell in cells)
     cell = next(cell for cell in cells if cell.name == order["cell"])
@@ -292,6 +330,7 @@ def main() -> int:
             threads=order["threads"],
             keep=order["keep"],
             retry=order["retry"],
+            recipes=recipes,
         )
     except (NotHereError, WriteError) as error:
         with contextlib.suppress(OSError):  # the words go to a file, on the disk that may be full

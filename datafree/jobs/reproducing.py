@@ -12,7 +12,7 @@ from datafree.jobs.scheduling import Scheduler, full_name, outcome
 from datafree.jobs.standing import clear_left, clear_logs, held, is_left, lock_of, locked, stands
 from datafree.runs import atomic_write
 from datafree.tables import Cell, Table, TableResult, load_table, read_results, render
-from datafree.tables.results import current, outdated
+from datafree.tables.results import current, is_of_today, outdated
 from datafree.tables.specs import find_tables, tables_folder
 
 
@@ -47,7 +47,7 @@ def reproduce(
     keep: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Reproduced:
-    """Runs the cells of a table that have no result yet, and renders it to OUT/TABLE.md.
+    """Runs the cells of a table that have no result yet, and renders it to OUT/TABLE.md, or OUT/TABLE@BUDGET.md.
 
     Args:
         table: its name, or a .toml file.
@@ -70,6 +70,7 @@ def reproduce(
         KeyboardInterrupt: after the cells that were running have saved what they had.
     """
     read = load_table(table)
+    _check_out(Path(out))
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}: give 1 or more")
     todo = _todo(read, cells, seeds, budget, shard, costs, missing)
@@ -79,7 +80,7 @@ def reproduce(
     read_results(folder, read.name)  # a malformed file is found before anything is run
     there = [_is_there(cell, folder / cell.file_name(seed), retry, say) for cell, seed in todo]
     due = [each for each, found in zip(todo, there, strict=True) if not found]
-    page = Path(out) / f"{read.name}.md"
+    page = Path(out) / f"{read.name if budget is None else f'{read.name}@{budget}'}.md"
     say(f"{read.name}: {len(todo)} cells and seeds, {sum(there)} there, {len(due)} to run")
     for cell, seed in todo:
         clear_logs(folder / cell.file_name(seed))
@@ -127,6 +128,7 @@ def preview(
     Arguments as for `reproduce`; what a person can mend raises as there.
     """
     read = load_table(table)
+    _check_out(Path(out))
     rows = []
     for cell, seed in _todo(read, cells, seeds, budget, shard, costs, missing):
         result = held(Path(out) / read.name / cell.file_name(seed))
@@ -137,6 +139,12 @@ def preview(
             words.append(f"the package has {outcome(shipped)}")
         rows.append((full_name(cell, seed), ", ".join([cell.cost, *words])))
     return rows + [(name, f"one with {other}") for name, other in twins(read, cells, budget, costs).items()]
+
+
+def _check_out(out: Path) -> None:
+    package = tables_folder()
+    if package in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"--out {out} is in the package's own {package}: give a folder elsewhere")
 
 
 def _todo(
@@ -186,13 +194,26 @@ def _tidy(paths: Iterable[Path]) -> None:
 
 
 def write_page(table: Table, folder: Path, page: Path, budget: str | None = None) -> None:
-    """Renders a table with the results in the folder; at another budget, its cells at that one."""
-    shown = table
-    if budget is not None:
-        unique = {cell.name: cell for cell in at_length(table, budget).values()}
-        shown = dataclasses.replace(table, cells=tuple(unique.values()))
+    """Renders a table with the results in the folder; at another budget, its cells at that one.
+
+    Results that are of today at another length are nobody's predecessors: they are on the page of that length.
+    """
+    shown = _at(table, budget)
+
+    def is_shown(result: TableResult) -> bool:
+        lengths = {None, result.content["spec"]["options"].get("budget")}
+        return is_of_today(shown, result) or not any(is_of_today(_at(table, each), result) for each in lengths)
+
+    results = [result for result in read_results(folder, table.name) if is_shown(result)]
     page.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(page, ("\n".join(render(shown, read_results(folder, table.name), page)).rstrip() + "\n").encode())
+    atomic_write(page, ("\n".join(render(shown, results, page)).rstrip() + "\n").encode())
+
+
+def _at(table: Table, budget: str | None) -> Table:
+    if budget is None:
+        return table
+    unique = {cell.name: cell for cell in at_length(table, budget).values()}
+    return dataclasses.replace(table, cells=tuple(unique.values()))
 
 
 def status(out: str | Path) -> list[tuple[Table, int, int]]:

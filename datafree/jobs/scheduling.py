@@ -17,7 +17,7 @@ from typing import IO, Any
 from datafree.jobs.standing import held, hold_log, lock_of, locked, release, stands, work_of
 from datafree.runs import write_json
 from datafree.tables import Cell, TableResult
-from datafree.tables.defaults import defaults_of
+from datafree.tables.defaults import cell_defaults
 from datafree.tables.results import make_content
 
 POLL_SECONDS = 0.1
@@ -157,10 +157,10 @@ def record_death(child: Child, keep: bool) -> TableResult | None:
         if not mine or held(child.path) is not None:
             return None
         cell = child.cell
-        defaults = defaults_of(cell.job, cell.options)
+        defaults = cell_defaults(cell)
         seconds = time.monotonic() - child.begun
         write_json(child.path, make_content(cell, child.seed, seconds=seconds, defaults=defaults, error=error))
-        release(work_of(child.path), keep)
+        release(child.path, keep)
     return held(child.path)
 
 

@@ -87,24 +87,47 @@ def stands(cell: Cell, result: TableResult, retry: bool) -> bool:
 def make_room(cell: Cell, path: Path) -> None:
     """Takes a result that does not stand away, and the run it came from.
 
-    A result of other defaults is kept as CELL-oldN, and so is a run that was handed over.
+    A result of other defaults is kept as CELL-oldN, and so is a run that was handed over. A set that was condensed and
+    not scored stays: it is gone on with.
     """
+    old, work, result = free(path), work_of(path), read_result(path)
+    other, handed_over, waits = bool(outdated(cell, result)), _handed_over(work), unscored(result)
+    path.rename(old) if other else path.unlink()
+    if handed_over:
+        work.rename(work_of(old))
+    elif other or not waits:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def free(path: Path) -> Path:
+    """The first CELL-oldN.json of which there is neither a result nor a run."""
     olds = (path.with_name(f"{path.stem}-old{number}.json") for number in itertools.count(1))
-    old = next(name for name in olds if not name.exists() and not work_of(name).exists())
-    work = work_of(path)
-    handed_over = work.is_dir() and not (work / DEFAULTS).is_file()
-    path.rename(old) if outdated(cell, read_result(path)) else path.unlink()
-    work.rename(work_of(old)) if handed_over else shutil.rmtree(work, ignore_errors=True)
+    return next(name for name in olds if not name.exists() and not work_of(name).exists())
+
+
+def _handed_over(work: Path) -> bool:
+    return (work / "run.json").is_file() and not (work / DEFAULTS).is_file()
+
+
+def unscored(result: TableResult) -> bool:
+    """Whether it is of a condensed set that is there, and whose scoring has failed."""
+    condensed = (work_of(result.path) / "result.json").is_file()
+    return not result.done and result.content["spec"]["job"] == "condense" and condensed
 
 
 def goes_on(work: Path, defaults: Mapping[str, Any]) -> bool:
-    """Whether the folder holds a run of these defaults; if not, it is emptied for one."""
+    """Whether the folder holds a run of these defaults; if not, it is emptied for one.
+
+    A run that was handed over, and whose result a person has removed, is kept as CELL-oldN.
+    """
     try:
         then = json.loads((work / DEFAULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         then = None
     if then == json.loads(json.dumps(defaults)):
         return (work / "run.json").is_file()
+    if _handed_over(work):
+        work.rename(work_of(free(work.parent.parent / f"{work.name}.json")))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / DEFAULTS, defaults)
@@ -117,8 +140,11 @@ def drop_empty(work: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def release(work: Path, keep: bool) -> None:
-    """Removes a run whose result is written, or hands its folder over."""
+def release(path: Path, keep: bool) -> None:
+    """Removes the run whose result is written there, or hands its folder over; one that is not scored stays."""
+    work = work_of(path)
+    if unscored(read_result(path)):
+        return
     if keep:
         (work / DEFAULTS).unlink(missing_ok=True)
     else:
@@ -127,7 +153,8 @@ def release(work: Path, keep: bool) -> None:
 
 def is_left(path: Path) -> bool:
     """Whether a kill between the result and the end has left the run behind; one that was kept is none."""
-    return path.exists() and (work_of(path) / DEFAULTS).is_file()
+    result = held(path)
+    return result is not None and not unscored(result) and (work_of(path) / DEFAULTS).is_file()
 
 
 def clear_left(path: Path) -> None:

@@ -16,12 +16,14 @@ from typing import Any
 
 from datafree import condensation, synthesis
 from datafree.config import CondenseConfig, PretrainConfig, TrainConfig, light_config
+from datafree.tables.specs import Cell
 
 JOBS: dict[str, Any] = {"train": TrainConfig, "condense": CondenseConfig, "pretrain": PretrainConfig}
 SPECS: dict[str, Any] = {"train": synthesis.method_spec, "condense": condensation.method_spec}
 # What is said of options elsewhere: by a method's class, and by the file that settles what is left open.
 CLASS_DEFAULTS = ("LOOP", "FEW_IMAGES", "STUDENT", "WITHOUT_STATISTICS")
 JOBS_FOLDER = Path(__file__).parent.parent / "jobs"
+PROTOCOLS_FILE = JOBS_FOLDER.parent / "evaluation" / "protocols.py"
 JOB_DEFAULTS = {
     "train": ("filling.py", ("WITHOUT_NORM", "RATE_BATCH", "RATES")),
     "condense": ("condense_defaults.py", ("DEFAULTS", "FEW")),
@@ -50,16 +52,35 @@ def defaults_of(job: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()} | constants
 
 
-@functools.cache
-def presets_of(job: str, method: str) -> tuple[str, ...]:
-    """The names of the method's published settings."""
-    return _keys(_class(SPECS[job](method)), "PRESETS")
+def cell_defaults(cell: Cell) -> dict[str, Any]:
+    """`defaults_of` a cell; with what its preset and its protocol stand for, and how its teacher would be trained."""
+    held = defaults_of(cell.job, cell.options)
+    if "preset" in cell.options:
+        held["PRESET"] = presets_of(cell.job, str(cell.options["method"])).get(str(cell.options["preset"]))
+    if cell.evaluation is not None:
+        held["PROTOCOL"] = protocols().get(str(cell.evaluation["protocol"]))
+    recipe = (cell.teacher or {}).get("pretrain")
+    taught = {} if recipe is None else defaults_of("pretrain", recipe)
+    return held | {f"teacher's {name}": value for name, value in taught.items()}
 
 
 @functools.cache
-def protocols() -> tuple[str, ...]:
-    """The names of the ways to judge a condensed set."""
-    return _keys(_tree(JOBS_FOLDER.parent / "evaluation" / "protocols.py").body, "PROTOCOLS")
+def presets_of(job: str, method: str) -> dict[str, str]:
+    """The method's published settings, as text by their names."""
+    return {name: ast.unparse(value) for name, value in _entries(_class(SPECS[job](method)), "PRESETS").items()}
+
+
+@functools.cache
+def protocols() -> dict[str, str]:
+    """The ways to judge a condensed set: what they set, as text by their names."""
+    calls = _entries(_tree(PROTOCOLS_FILE).body, "PROTOCOLS")
+    return {name: ", ".join(sorted(_keywords(call))) for name, call in calls.items()}
+
+
+def _keywords(call: ast.expr) -> list[str]:
+    """Of a call, as text; its `note` is nothing that is set."""
+    assert isinstance(call, ast.Call)
+    return [ast.unparse(each) for each in call.keywords if each.arg != "note"]
 
 
 def _class(spec: str) -> list[ast.stmt]:
@@ -71,12 +92,13 @@ def _class(spec: str) -> list[ast.stmt]:
     return next(node.body for node in body if isinstance(node, ast.ClassDef) and node.name == name)
 
 
-def _keys(body: Iterable[ast.stmt], name: str) -> tuple[str, ...]:
+def _entries(body: Iterable[ast.stmt], name: str) -> dict[str, ast.expr]:
     """Of the literal dict with this name; none where there is no such."""
     text = _constants(body, (name,)).get(name, "{}")
     held = ast.parse(text, mode="eval").body
     assert isinstance(held, ast.Dict)
-    return tuple(key.value for key in held.keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
+    pairs = zip(held.keys, held.values, strict=True)
+    return {key.value: value for key, value in pairs if isinstance(key, ast.Constant) and isinstance(key.value, str)}
 
 
 def _constants(body: Iterable[ast.stmt], names: Iterable[str]) -> dict[str, str]:

@@ -179,7 +179,14 @@ class Reader:
         self.check_keys(held, "evaluation", *where)
         for arch in held.get("archs", ()):
             self._check_network(arch, AUTO, *where, "archs")
-        self._check_name("protocol", held.get("protocol"), protocols(), *where, "protocol")
+        protocol = held.get("protocol")
+        self._check_name("protocol", protocol, tuple(protocols()), *where, "protocol")
+        if protocol is not None and "labels='teacher'" in protocols()[protocol]:
+            raise self.fail(
+                f"protocol {protocol} trains on a teacher's labels, which a table cannot name: take another, and "
+                f"judge the set by datafree evaluate --protocol {protocol} --teacher FILE",
+                *where, "protocol",
+            )  # fmt: skip
 
     def _check_name(self, what: str, name: str | None, known: Sequence[str], *where: str) -> None:
         """None: there is nothing to check."""
@@ -379,13 +386,14 @@ class Reader:
             if own is not None:
                 own(**{k: v for k, v in plain.items() if k not in common})
         except (ValueError, TypeError) as error:
-            name = next((n for n in options if f"--{n.replace('_', '-')}" in str(error)), "method")
+            named = re.findall(r"--([\w-]+)", str(error))  # whole names: --student-steps is not --student
+            name = next((n for n in options if n.replace("_", "-") in named), "method")
             raise self.fail(str(error), *place(name)) from error
         if "device" in options:
             self.check(options["device"], DEVICE, *place("device"))
         if "preset" in options:
             method = str(options["method"])
-            self._check_name(f"preset of {method}", options["preset"], presets_of(job, method), *place("preset"))
+            self._check_name(f"preset of {method}", options["preset"], tuple(presets_of(job, method)), *place("preset"))
         for name in NETWORKS[job]:
             if name in options:
                 self._check_network(options[name], AUTO if job == "condense" else (), *place(name))

@@ -141,7 +141,7 @@ def accuracies(cell: Cell, done: list[dict[str, Any]]) -> list[float]:
 
 
 def accuracy(cell: Cell, done: list[dict[str, Any]]) -> str:
-    """Mean ± standard deviation (n): over seeds; for one condensed set over the networks trained on it."""
+    """Mean ± standard deviation (n): over runs; for one condensed set over the networks trained on it."""
     values = accuracies(cell, done)
     if len(values) > 1:
         return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
@@ -165,7 +165,7 @@ def random_real(done: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spread(scores: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Mean ± standard deviation of `name` in per cent: over seeds; of one seed over its networks, where it has some."""
+    """Mean ± standard deviation of `name` in per cent: over runs; of one run over its networks, where it has some."""
     known = [each for each in scores if f"{name}_mean" in each]
     means = [100 * each[f"{name}_mean"] for each in known]
     if len(means) > 1:
@@ -190,7 +190,7 @@ def _scores(done: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _mean(name: str, form: str, scale: float = 1.0) -> Shown:
-    """The mean over seeds of an entry of the result, as text; empty where it is not known."""
+    """The mean over runs of an entry of the result, as text; empty where it is not known."""
 
     def show(results: list[dict[str, Any]]) -> str:
         values = [scale * each[name] for each in results if each.get(name) is not None]
@@ -221,12 +221,12 @@ COLUMNS: Columns = {
 }
 
 
-def _rate(seconds: tuple[str, ...], count: str, *, less: str = "") -> Shown:
-    """Mean over seeds of ms a `count`: the sum of the named seconds, less another, divided by it."""
+def _rate(seconds: tuple[str, ...], count: str) -> Shown:
+    """Mean over runs of ms a `count`: the sum of the named seconds divided by it."""
 
     def show(results: list[dict[str, Any]]) -> str:
         values = [
-            1000 * (sum(each[name] for name in seconds) - (each.get(less) or 0.0)) / each[count]
+            1000 * sum(each[name] for name in seconds) / each[count]
             for each in results
             if each.get(count) and all(each.get(name) is not None for name in seconds)
         ]
@@ -248,7 +248,7 @@ SPEED: Columns = {
         "peak": _mean("peak_rss_mb", "{:,.0f} MB"),
     },
     "condense": {
-        "a step": _rate(("total_seconds",), "steps", less="preparation_seconds"),
+        "a step": _rate(("total_seconds",), "steps"),
         "prepared": _mean("preparation_seconds", "{:.0f} s"),
         "decoded": _mean("decoded_images", "{:,.0f}"),
         "scored": lambda _: "",
@@ -356,9 +356,9 @@ def _footnotes(table: Table, superseded: list[TableResult], page: Path) -> list[
     old = [result for result in superseded if not is_of_today(table, result)]
     for what, results in (
         ("Superseded, made by another spec or with other defaults", old),
-        ("Not counted, of a seed that has another file", copies),
+        ("Not counted, copies", copies),
     ):
-        each = ", ".join(f"[{r.cell}, seed {r.seed}]({link(r.path, page)}) {_figure(r)}" for r in results)
+        each = ", ".join(f"[{r.cell}, seed {r.seed}]({link(r.path, page)}) {_figure(r)}{_why(r)}" for r in results)
         lines += [f"{what}: {each}.", ""] if results else []
     return lines
 
@@ -368,6 +368,11 @@ def _mark(table: Table) -> str:
     points = sorted({cell.published.tolerance for cell in table.cells if cell.published})
     text = f"{' or '.join(f'{each:g}' for each in points)} {'point' if points == [1] else 'points'}"
     return f"A * marks what falls short by more than {text} and by more than the published spread."
+
+
+def _why(result: TableResult) -> str:
+    reason = result.content["superseded"]
+    return "" if reason is None else f" ({in_cell(reason)})"
 
 
 def _figure(result: TableResult) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datafree.tables.defaults import changed, defaults_of
+from datafree.tables.defaults import cell_defaults, changed
 from datafree.tables.schema import SCHEMA, problems, run_problems
 from datafree.tables.specs import Cell, Table, file_name
 
@@ -51,7 +51,7 @@ def make_content(
         cell: what was run.
         seed: of the run.
         seconds: that it took.
-        defaults: `defaults_of` the cell from before the run began: sources may be edited while it runs.
+        defaults: `cell_defaults` from before the run began: sources may be edited while it runs.
         error: what it failed with; None: it is done.
         result, scores, curve, run: what it gave, and its manifest.
     """
@@ -121,7 +121,8 @@ def read_result(path: Path, table: str | None = None) -> TableResult:
         raise ValueError(f"{path}:{getattr(error, 'lineno', 1)}: no valid JSON ({error}): {AGAIN}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}:1: a result is one JSON object: {AGAIN}")
-    content.setdefault("defaults", None)
+    for key in ("defaults", "superseded"):
+        content.setdefault(key, None)
     keys, wrong = next(problems(content), ((), ""))
     if not wrong and table not in (None, content["table"]):
         keys, wrong = ("table",), f"a result of the table {content['table']!r} among those of {table!r}"
@@ -173,15 +174,16 @@ def read_results(folder: Path, table: str | None = None) -> list[TableResult]:
 
 
 def current(table: Table, results: Iterable[TableResult]) -> tuple[dict[str, list[TableResult]], list[TableResult]]:
-    """Results by the cell they are of, seeds in order, one each; and all others.
+    """Results by the cell they are of, seeds in order; and all others.
 
-    That is those with another spec, those made with other defaults, and copies of one that counts: of two files of a
-    cell and seed the one without -oldN in its name.
+    Every run of today's spec and defaults counts, those of one seed too: a length in wall clock gives each of them
+    another figure, and to count one would be to choose it. The others are those with another spec, with other defaults
+    or marked as superseded, and copies of a file that counts.
     """
     found: dict[str, list[TableResult]] = {cell.name: [] for cell in table.cells}
     others = []
     for result in sorted(results, key=lambda each: (each.seed, _old(each.path))):
-        if is_of_today(table, result) and result.seed not in {each.seed for each in found[result.cell]}:
+        if is_of_today(table, result) and all(result.content != each.content for each in found[result.cell]):
             found[result.cell].append(result)
         else:
             others.append(result)
@@ -195,5 +197,7 @@ def is_of_today(table: Table, result: TableResult) -> bool:
 
 
 def outdated(cell: Cell, result: TableResult) -> dict[str, tuple[Any, Any]]:
-    """Name -> (then, now) of the defaults that have changed since."""
-    return changed(result.content["defaults"], defaults_of(cell.job, cell.options))
+    """Name -> (then, now) of the defaults that have changed since; the reason of one that is marked as superseded."""
+    reason = result.content["superseded"]
+    marked = {} if reason is None else {"superseded": (reason, None)}
+    return marked | changed(result.content["defaults"], cell_defaults(cell))

@@ -27,7 +27,8 @@ from datafree.tables.kinds import (
 from datafree.tables.specs import digest_of
 
 SCHEMA = 1
-# What a file holds, neither more nor less. The first results have no "defaults".
+# What a file holds, neither more nor less. The first results have no "defaults". "superseded" is written by hand: why a
+# result does not count any more, where neither its spec nor its defaults tell.
 FILE: dict[str, Kind] = {
     "schema": Kind(f"{SCHEMA}, which this version reads", lambda value: value == SCHEMA and value is not True),
     "table": SAID,
@@ -36,6 +37,7 @@ FILE: dict[str, Kind] = {
     "hash": TEXT,
     "spec": SECTION,
     "defaults": or_none(SECTION),
+    "superseded": or_none(SAID),
     "status": one_of("done", "failed"),
     "error": or_none(SAID),
     "seconds": AMOUNT,

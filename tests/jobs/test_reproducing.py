@@ -19,7 +19,7 @@ import pytest
 
 from datafree import jobs
 from datafree.jobs import reproduce, reproducing
-from datafree.jobs.cell import NotHereError, run_cell, teacher_options, trained_teacher
+from datafree.jobs.cell import NotHereError, data_state, run_cell, teacher_options, trained_teacher
 from datafree.jobs.choosing import choose, parse_shard
 from datafree.jobs.reproducing import preview
 from datafree.jobs.scheduling import Child, Scheduler
@@ -208,7 +208,7 @@ def interrupted(tiny, tmp_path, monkeypatch):
 def test_a_run_of_other_defaults_is_not_gone_on_with(tiny, tmp_path, interrupted, known):
     work, called = interrupted
     about = json.loads((work / "defaults.json").read_text(encoding="utf-8"))
-    assert about == defaults.defaults_of("train", cell_of(tiny, "b/noise").options)
+    assert about == defaults.cell_defaults(cell_of(tiny, "b/noise"))
     if known:
         (work / "defaults.json").write_text(json.dumps({**about, "momentum": 0.125}), encoding="utf-8")
     else:  # of a version that did not say
@@ -327,6 +327,16 @@ def test_a_recipe_teacher_is_of_its_data_and_of_todays_defaults(tmp_path, monkey
     assert len(made) == len(set(made)) == 3
 
 
+def test_the_state_of_data_sees_pictures_behind_links(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    states = [data_state(f"imagefolder:{tmp_path}/data")]
+    (tmp_path / "elsewhere" / "a.png").write_bytes(b"one")
+    states.append(data_state(f"imagefolder:{tmp_path}/data"))
+    assert states[0] != states[1]
+
+
 def test_what_is_not_here_is_no_failure(tiny, tmp_path):
     cell = cell_of(tiny, "c/noise")
     with pytest.raises(NotHereError, match=r"its teacher net\.pt is not here: .*--teachers"):
@@ -391,13 +401,8 @@ def test_what_another_process_is_at_is_not_cleared_away(tiny, tmp_path):
         assert work.exists()
 
 
-def test_a_kept_set_holds_its_scores_for_report(tmp_path):
-    path = tmp_path / "sets.toml"
-    text = 'title = "Sets"\n[options]\ndata = "digits"\nipc = 1\nthreads = 1\n'
-    text += '[groups.c]\njob = "condense"\nevaluation = { networks = 1, protocol = "vico-noaug", archs = ["mlp"] }\n'
-    text += "[rows.random]\n"
-    path.write_text(text, encoding="utf-8")
-    result = run_cell(cell_of(path, "c/random"), 0, tmp_path / "out", keep=True)
+def test_a_kept_set_holds_its_scores_for_report(tmp_path, sets):
+    result = run_cell(cell_of(sets, "c/random"), 0, tmp_path / "out", keep=True)
     content = json.loads(result.read_text(encoding="utf-8"))
     assert content["error"] is None
     scores = content["scores"]
@@ -408,12 +413,86 @@ def test_a_kept_set_holds_its_scores_for_report(tmp_path):
     assert accuracy.startswith(f"{100 * scores['accuracy_mean']:.2f} ")
 
 
+SETS = """\
+title = "Sets"
+[options]
+data = "digits"
+ipc = 1
+threads = 1
+[groups.c]
+job = "condense"
+evaluation = { networks = 1, protocol = "vico-noaug", archs = ["mlp"] }
+[rows.random]
+"""
+
+
+@pytest.fixture
+def sets(tmp_path):
+    path = tmp_path / "sets.toml"
+    path.write_text(SETS, encoding="utf-8")
+    return path
+
+
+def test_a_set_whose_scoring_failed_is_scored_again_and_not_condensed_again(sets, tmp_path, monkeypatch):
+    cell, out = cell_of(sets, "c/random"), tmp_path / "out"
+    asked: list[int] = []
+
+    def scoring(*_: Any, seed: int, **__: Any) -> Any:
+        asked.append(seed)
+        if len(asked) == 1:
+            raise RuntimeError("out of memory")
+        return {"accuracy_mean": 0.5, "accuracy_std": 0.0, "networks": 1, "seconds": 3.0}
+
+    monkeypatch.setattr(jobs, "evaluate_set", scoring)
+    path = run_cell(cell, 1, out)
+    assert json.loads(path.read_text(encoding="utf-8"))["error"] == "RuntimeError: out of memory"
+    begun = (out / "runs" / path.stem / "condensed.safetensors").stat().st_mtime_ns
+    reproducing._tidy([path])
+    assert run_cell(cell, 1, out) == path
+    assert (out / "runs" / path.stem / "condensed.safetensors").stat().st_mtime_ns == begun
+    monkeypatch.setattr(jobs, "condense", None)
+    content = json.loads(run_cell(cell, 1, out, retry=True).read_text(encoding="utf-8"))
+    assert content["status"] == "done"
+    assert asked == [1, 1]  # the run's seed is that of its scoring too
+    assert content["seconds"] == pytest.approx(3 + content["result"]["total_seconds"], abs=0.1)  # no sitting's
+    assert not (out / "runs" / path.stem).exists()
+
+
 def test_a_run_that_was_kept_stays(tiny, tmp_path):
     folder = tmp_path / "out" / "tiny"
     path = run_cell(cell_of(tiny, "a/one"), 0, folder, keep=True)
     run_cell(cell_of(tiny, "a/one"), 0, folder)
     reproduce(tiny, out=tmp_path / "out", cells=["a/one"])
     assert (folder / "runs" / path.stem / "model.safetensors").is_file()
+    path.unlink()  # as messages of a malformed result say
+    run_cell(cell_of(tiny, "a/one"), 0, folder)
+    assert (folder / "runs" / f"{path.stem}-old1" / "model.safetensors").is_file()
+
+
+def test_a_network_by_a_teachers_recipe_is_the_teacher(tiny, tmp_path, monkeypatch):
+    cell, pretrain = cell_of(tiny, "a/one"), jobs.pretrain
+    trained: list[Path] = []
+    monkeypatch.setattr(jobs, "pretrain", lambda *a, out, **more: (trained.append(out), pretrain(*a, out=out, **more)))
+    teacher = trained_teacher(cell.options)
+    path = run_cell(cell, 0, tmp_path / "out", recipes=[cell.options])
+    assert trained == [teacher]
+    kept = json.loads((teacher / "result.json").read_text(encoding="utf-8"))
+    assert json.loads(path.read_text(encoding="utf-8"))["result"]["accuracy"] == kept["accuracy"]
+    run_cell(cell, 1, tmp_path / "out", recipes=[cell.options])
+    assert len(trained) == 2
+
+
+def test_whatever_a_network_of_ones_own_raises_is_a_result(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "pretrain", lambda *_, **__: {}["boom"])
+    (result,) = read_results(run_cell(cell_of(tiny, "a/one"), 0, tmp_path / "out").parent)
+    assert result.content["error"].startswith("KeyError: 'boom' (test_reproducing.py, line ")
+
+
+def test_nothing_is_run_into_the_package(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproducing, "tables_folder", lambda: tmp_path.resolve())
+    for job in (reproduce, preview):
+        with pytest.raises(ValueError, match=r"--out .*mine is in the package's own .*: give a folder elsewhere"):
+            job(tiny, out=tmp_path / "mine")
 
 
 def test_a_lock_holds_though_its_file_has_gone_meanwhile(tmp_path):
@@ -589,6 +668,26 @@ def test_why_a_cell_was_not_run_is_told(tiny, tmp_path):
     assert not list((tmp_path / "out" / "tiny" / "runs").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [("b", "student"), ("a", "arch")],
+)
+def test_a_network_in_a_file_is_looked_for_beside_the_table(tiny, tmp_path, monkeypatch, group, name):
+    text = TINY.replace('"lenet5_half"', '"nets.py:make"')
+    tiny.write_text(text, encoding="utf-8")
+    seen: list[str] = []
+
+    def job(config: Any = None, *, out: Path, **options: Any) -> None:
+        seen.append(options[name] if config is None else getattr(config, name))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(jobs, "train", job)
+    monkeypatch.setattr(jobs, "pretrain", job)
+    monkeypatch.setattr("datafree.jobs.cell.trained_teacher", lambda *_: tmp_path)
+    run_cell(cell_of(tiny, {"a": "a/one", "b": "b/noise"}[group]), 0, tmp_path / "out")
+    assert seen == [f"{tmp_path.resolve()}/nets.py:make"]
+
+
 def test_an_architecture_in_a_file_is_looked_for_beside_the_table(tmp_path):
     entry = {"source": "torchvision:resnet18", "arch": "nets.py:make", "mean": [0.5]}
     options = teacher_options(entry, beside=tmp_path / "t.toml", teachers=None, download=True)
@@ -661,8 +760,18 @@ def test_cells_that_are_one_spec_at_a_budget_are_run_once(tiny, tmp_path, monkey
     assert preview(tiny, out=tmp_path / "out", cells=["a/longer"], budget="2s") == [
         ("a/one@2s, seed 0", "minutes, to run"), ("a/longer@2s", "one with a/one@2s"),
     ]  # fmt: skip
-    page = (tmp_path / "out" / "tiny.md").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "tiny@2s.md").read_text(encoding="utf-8")
     assert "Not run: one · two · three at 2s" in page
+
+
+def test_a_result_at_another_length_is_not_superseded(tiny, tmp_path):
+    for budget in (None, "1s"):
+        reproduce(tiny, out=tmp_path / "out", cells=["a/one"], budget=budget)
+    reproduce(tiny, out=tmp_path / "out", cells=["a/one"])
+    for page in ("tiny.md", "tiny@1s.md"):
+        text = (tmp_path / "out" / page).read_text(encoding="utf-8")
+        assert text.count("| one |") == 1, page
+        assert "Superseded" not in text, page
 
 
 def test_a_file_that_is_not_the_cells_result_stops_all(tiny, tmp_path):

@@ -245,6 +245,7 @@ def test_the_hash_follows_what_decides_the_result_and_nothing_else(tmp_path):
         ),
         # What was found after hours: ways to judge, presets, devices.
         ('title = "Group A"', "evaluation = { protocol = 'vicoo' }", 12, "unknown protocol 'vicoo': did you mean vico"),
+        ('title = "Group A"', "evaluation = { protocol = 'rded' }", 12, "protocol rded trains on a teacher's labels"),
         ("inherit = false", "preset = 'x'", 20, "unknown preset of blend 'x': there is none"),
         (
             'method = "blend", inherit = false',
@@ -315,8 +316,8 @@ def test_what_a_longer_text_quotes_is_no_line_of_the_table(tmp_path):
 
 def test_presets_and_protocols_are_read_without_torch():
     for method in METHODS["train"]:
-        assert presets_of("train", method) == tuple(getattr(load_method(method), "PRESETS", {}))
-    assert protocols() == tuple(PROTOCOLS)
+        assert tuple(presets_of("train", method)) == tuple(getattr(load_method(method), "PRESETS", {}))
+    assert tuple(protocols()) == tuple(PROTOCOLS)
 
 
 def test_what_torch_alone_knows_is_not_refused(tmp_path):

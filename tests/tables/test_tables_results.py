@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from datafree.tables import load_table, read_results, render
-from datafree.tables.defaults import defaults_of
+from datafree.tables.defaults import cell_defaults
 from datafree.tables.rendering import _scores, _three_digits, difference, in_cell, link
 from datafree.tables.results import current, lacking, make_content, read_result, without_folders
 from datafree.tables.specs import digest_of
@@ -58,9 +58,7 @@ def keep(table: Any, folder: Path, row: str, number: int, accuracy: float | None
         "student_accuracy": accuracy, "steps": 1000, "images": 64, "total_seconds": 9.5, "agreement": 0.5,
     }  # fmt: skip
     error = "loss is NaN | at step 3" if accuracy is None else None
-    made = make_content(
-        cell, number, seconds=10, defaults=defaults_of(cell.job, cell.options), result=result, error=error, run={}
-    )
+    made = make_content(cell, number, seconds=10, defaults=cell_defaults(cell), result=result, error=error, run={})
     content = {**made, **more}
     folder.mkdir(exist_ok=True)
     path: Path = folder / cell.file_name(number)
@@ -260,7 +258,16 @@ def test_a_spec_that_was_edited_is_no_result_of_its_cell(table, tmp_path):
         read_result(path)
 
 
-def test_two_files_of_a_seed_are_one_run(table, tmp_path):
+def test_every_run_of_a_seed_counts_but_what_is_marked(table, tmp_path):
+    for number, (accuracy, why) in enumerate([(0.5, None), (0.6, None), (0.9, "read | wrongly")]):
+        path = keep(table, tmp_path / "t", "dafl", 0, accuracy, superseded=why)
+        path.rename(path.with_name(f"{path.stem}-old{number + 1}.json")) if number < 2 else None
+    page = "\n".join(render(table, read_results(tmp_path / "t"), tmp_path / "t.md"))
+    assert "| dafl | 1,000 steps | **55.00 ± 7.07 (2)** |" in page  # by hand
+    assert rf"[a/dafl, seed 0](t/{path.name}) 90.00 (read \| wrongly)." in page
+
+
+def test_two_copies_of_a_file_are_one_run(table, tmp_path):
     path = keep(table, tmp_path / "t", "dafl", 0, 0.5)
     again = path.with_name(f"{path.stem}-old1.json")
     again.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
@@ -269,7 +276,7 @@ def test_two_files_of_a_seed_are_one_run(table, tmp_path):
     assert [result.path for result in others] == [again]
     page = "\n".join(render(table, read_results(tmp_path / "t"), tmp_path / "t.md"))
     assert "| dafl | 1,000 steps | **50.00** |" in page
-    assert f"Not counted, of a seed that has another file: [a/dafl, seed 0](t/{again.name}) 50.00." in page
+    assert f"Not counted, copies: [a/dafl, seed 0](t/{again.name}) 50.00." in page
     assert "Superseded" not in page
     path.unlink()
     assert current(table, read_results(tmp_path / "t"))[0]["a/dafl"][0].path == again
@@ -297,7 +304,7 @@ def test_files_are_named_without_their_folders():
 
 def test_a_result_of_other_defaults_is_superseded(table, tmp_path):
     cell = next(cell for cell in table.cells if cell.row == "dafl")
-    now = defaults_of(cell.job, cell.options)
+    now = cell_defaults(cell)
     assert now["balance"] > 0
     assert "'temperature'" in now["STUDENT"]
     assert "'adam'" in now["WITHOUT_NORM"]
@@ -308,6 +315,39 @@ def test_a_result_of_other_defaults_is_superseded(table, tmp_path):
     found, old = current(table, read_results(tmp_path / "t"))
     assert [result.seed for result in found["a/dafl"]] == [1, 2]
     assert [result.seed for result in old] == [0]
+
+
+def test_defaults_hold_what_names_stand_for_and_how_a_teacher_is_trained(tmp_path):
+    path = tmp_path / "d.toml"
+    path.write_text(
+        TABLE[: TABLE.index("[groups")]
+        + """
+[teachers.own.pretrain]
+data = "digits"
+steps = 2
+
+[groups.a]
+teacher = "own"
+rows = ["dafl"]
+
+[groups.c]
+job = "condense"
+evaluation = { protocol = "vico" }
+rows = ["dm"]
+
+[rows.dafl]
+options = { preset = "official" }
+
+[rows.dm]
+""",
+        encoding="utf-8",
+    )
+    taught, condensed = (cell_defaults(cell) for cell in load_table(path).cells)
+    assert "'activation': 0.01" in taught["PRESET"]
+    assert taught["teacher's arch"] == "lenet5"
+    assert {"teacher's steps", "teacher's data"}.isdisjoint(taught)  # the recipe gives them
+    assert "epochs=1000" in condensed["PROTOCOL"]
+    assert "note=" not in condensed["PROTOCOL"]
 
 
 def test_a_speed_table_shows_times_a_piece_and_no_accuracy(tmp_path):
@@ -365,9 +405,7 @@ def scored(accuracy: float, **more: Any) -> dict[str, Any]:
 def keep_set(table: Any, folder: Path, row: str, seed: int, scores: Any, **result: Any) -> None:
     cell = next(cell for cell in table.cells if cell.row == row)
     given = {**CONDENSED, "steps": 400, "total_seconds": 100.0, "preparation_seconds": 20.0, **result}
-    made = make_content(
-        cell, seed, seconds=100, defaults=defaults_of(cell.job, cell.options), result=given, scores=scores, run={}
-    )
+    made = make_content(cell, seed, seconds=100, defaults=cell_defaults(cell), result=given, scores=scores, run={})
     folder.mkdir(exist_ok=True)
     (folder / cell.file_name(seed)).write_text(json.dumps(made), encoding="utf-8")
 
@@ -418,10 +456,10 @@ def test_a_speed_table_of_several_jobs_shows_failures(tmp_path: Path) -> None:
     keep(table, folder, "noise", 0, 0.5, **{})
     keep_set(table, folder, "dm", 0, scored(0.75))
     cell = next(cell for cell in table.cells if cell.row == "dm")
-    made = make_content(cell, 1, seconds=1, defaults=defaults_of(cell.job, cell.options), error="no room", run={})
+    made = make_content(cell, 1, seconds=1, defaults=cell_defaults(cell), error="no room", run={})
     (folder / cell.file_name(1)).write_text(json.dumps(made), encoding="utf-8")
     page = "\n".join(render(table, read_results(folder), tmp_path / "c.md"))
-    assert "200 ms; 1 failed: no room" in page
+    assert "250 ms; 1 failed: no room" in page
 
 
 def test_a_step_of_condensing_is_timed_without_what_was_prepared(tmp_path: Path) -> None:
@@ -429,8 +467,8 @@ def test_a_step_of_condensing_is_timed_without_what_was_prepared(tmp_path: Path)
     path.write_text(CONDENSING.replace("LAYOUT", 'layout = "speed"'), encoding="utf-8")
     table = load_table(path)
     keep_set(table, folder, "dm", 0, scored(0.75))
-    # By hand: (100 - 20) s for 400 steps.
-    assert "| dm | 400 steps | 200 ms | 20 s |" in "\n".join(render(table, read_results(folder), tmp_path / "c.md"))
+    # By hand: 100 s for 400 steps; the clock of a run starts after what is prepared.
+    assert "| dm | 400 steps | 250 ms | 20 s |" in "\n".join(render(table, read_results(folder), tmp_path / "c.md"))
 
 
 def test_a_result_that_is_no_text_is_named(tmp_path):
