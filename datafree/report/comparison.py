@@ -117,7 +117,13 @@ def render_comparison(runs: Sequence[Compared], sections: dict[str, list[Chart]]
 
 
 def _tested(runs: Sequence[Compared]) -> list[str]:
-    return list(dict.fromkeys(tested_on(run.options) for run in runs if run.job != "condense")) or ["the test set"]
+    """The images that accuracies are of; of a condensed set, those that it was judged on, if it was."""
+    options = [
+        {"validation": run.evaluation.get("split") == "validation"} if run.job == "condense" else run.options
+        for run in runs
+        if run.job != "condense" or run.evaluation
+    ]
+    return list(dict.fromkeys(map(tested_on, options))) or ["the test set"]
 
 
 def _notes(runs: Sequence[Compared]) -> list[str]:
@@ -177,12 +183,14 @@ def _networks(run: Compared) -> str:
     through = as_mapping(run.about.get("networks")).get("arch")
     sides = [first(as_mapping(run.about.get(who)).get("arch"), run.result.get(who)) for who in ("teacher", "student")]
     named = " → ".join(as_text(name) for name in sides if name is not None)
-    return named or (NONE if through is None else f"through {as_text(through)}")
+    return named or (NONE if through in (None, "none") else f"through {as_text(through)}")
 
 
 def _judged(run: Compared) -> str:
-    """Of a condensed set: protocol, network, and the images it was tested on."""
+    """Of a condensed set: protocol, network, the images it was tested on, and its labels where they are not its own."""
     told = [run.evaluation.get(name) for name in ("protocol", "arch", "data", "split")]
+    labels = run.evaluation.get("set_labels")
+    told += [f"{as_text(labels)} labels"] if labels not in (None, "own") else []
     return " ".join(as_text(each) for each in told if each is not None) or NONE
 
 

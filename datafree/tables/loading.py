@@ -29,6 +29,7 @@ from datafree.data.sources import split_name
 from datafree.fields import fields_of, replace
 from datafree.models import model_names
 from datafree.tables.defaults import JOBS, SPECS, presets_of, protocols
+from datafree.tables.keys import key_lines
 from datafree.tables.kinds import DEVICE, KEYS, SECTION, TYPES, Kind
 from datafree.tables.results import line_of
 from datafree.tables.specs import EVALUATION, LENGTHS, Cell, Published, Table, find_tables
@@ -70,7 +71,7 @@ class Reader:
         except ValueError as error:
             line = re.search(r"line (\d+)", str(error))
             raise ValueError(f"{path}:{line[1] if line else 1}: no valid TOML: {error}") from error
-        self.begun = tuple(self._lines())
+        self.begun = tuple(key_lines(self.text))
 
     def line(self, *keys: str) -> int:
         """Where a key stands, or the nearest section above it that does. Lines count from 1."""
@@ -80,23 +81,6 @@ class Reader:
             if begun:
                 return whole[0] if whole else begun[0][0]
         return 1
-
-    def _lines(self) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """Number and keys of the lines that begin a section or a value; not of what a longer text quotes."""
-        header: tuple[str, ...] = ()
-        text = ""  # the marks that end it, within one
-        for number, raw in enumerate(self.text.splitlines(), 1):
-            line = raw.strip()
-            if text:
-                text = "" if text in line else text
-                continue
-            if match := re.match(r"\[+([^\]]+)\]+", line):
-                header = _dotted(match[1])
-                yield number, header
-            elif match := re.match(r"([\w.\"'@/-]+)\s*=", line):
-                yield number, (*header, *_dotted(match[1]))
-                begun = re.search(r"\"{3}|'{3}", line)
-                text = begun[0] if begun and line.count(begun[0]) == 1 else ""
 
     def fail(self, message: str, *keys: str) -> ValueError:
         return ValueError(f"{self.path}:{self.line(*keys)}: {message}")
@@ -136,6 +120,7 @@ class Reader:
                 raise self.fail(f"the table has no {key}: give it", key)
         self._check_crossings()
         cells = tuple(self._cells())
+        self._check_read(cells)
         seen: dict[str, Cell] = {}
         for cell in cells:
             other = seen.setdefault(cell.digest(0), cell)
@@ -241,6 +226,17 @@ class Reader:
                             f"{kind}.{name}.{own} has {each!r}, whose own {its} leave {name!r} out: "
                             f"add it there, or take {each!r} out", kind, name, own,
                         )  # fmt: skip
+
+    def _check_read(self, cells: Sequence[Cell]) -> None:
+        """What a group says of its teacher or of the judging of sets is read by one of its cells."""
+        for group, held in self.section("groups").items():
+            jobs = {cell.job for cell in cells if cell.group == group}
+            for key, job in (("teacher", "train"), ("evaluation", "condense")):
+                if key in held and job not in jobs:
+                    raise self.fail(
+                        f"groups.{group} has no row whose job is {job}: nothing reads its {key}, leave it out",
+                        "groups", group, key,
+                    )  # fmt: skip
 
     def _crosses(self, group: str, row: str) -> bool:
         """Whether the table has a cell of these."""
@@ -402,8 +398,3 @@ class Reader:
                 split_name(options["data"])
             except ValueError as error:
                 raise self.fail(str(error), *place("data")) from error
-
-
-def _dotted(text: str) -> tuple[str, ...]:
-    """The parts of a dotted TOML key."""
-    return tuple(part.strip("\"' ") for part in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", text.strip()))

@@ -472,7 +472,12 @@ def test_a_run_that_was_kept_stays(tiny, tmp_path):
 def test_a_network_by_a_teachers_recipe_is_the_teacher(tiny, tmp_path, monkeypatch):
     cell, pretrain = cell_of(tiny, "a/one"), jobs.pretrain
     trained: list[Path] = []
-    monkeypatch.setattr(jobs, "pretrain", lambda *a, out, **more: (trained.append(out), pretrain(*a, out=out, **more)))
+
+    def noted(*arguments: Any, out: Path, **more: Any) -> Any:
+        trained.append(out)
+        return pretrain(*arguments, out=out, **more)
+
+    monkeypatch.setattr(jobs, "pretrain", noted)
     teacher = trained_teacher(cell.options)
     path = run_cell(cell, 0, tmp_path / "out", recipes=[cell.options])
     assert trained == [teacher]
@@ -483,7 +488,8 @@ def test_a_network_by_a_teachers_recipe_is_the_teacher(tiny, tmp_path, monkeypat
 
 
 def test_whatever_a_network_of_ones_own_raises_is_a_result(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "pretrain", lambda *_, **__: {}["boom"])
+    boom: dict[str, Any] = {}
+    monkeypatch.setattr(jobs, "pretrain", lambda *_, **__: boom["boom"])
     (result,) = read_results(run_cell(cell_of(tiny, "a/one"), 0, tmp_path / "out").parent)
     assert result.content["error"].startswith("KeyError: 'boom' (test_reproducing.py, line ")
 

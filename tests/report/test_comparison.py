@@ -490,6 +490,17 @@ def test_sets_that_were_judged_in_other_ways_are_a_note(tmp_path: Path):
     assert judged == ["vico convnet3 digits test", "–"]
 
 
+def test_sets_and_students_on_other_images_or_with_other_labels_are_a_note(tmp_path: Path):
+    held = judge(make_condensed(tmp_path / "held"), split="validation")
+    hard = judge(make_condensed(tmp_path / "hard"), set_labels="hard")
+    own = judge(make_condensed(tmp_path / "own"), set_labels="own")
+    student = make(tmp_path / "student")
+    assert "On held-out training images, as it was logged" in page_of(held)
+    assert "some runs were tested on held-out training images, some on the test set" in page_of(held, student)
+    assert "some runs were tested" not in page_of(own, student)
+    assert "judged by vico convnet3 digits test hard labels; vico convnet3 digits test: their" in page_of(hard, own)
+
+
 def test_one_network_has_no_spread(tmp_path: Path):
     folder = judge(make_condensed(tmp_path / "set"), networks=1, accuracy_std=0.0)
     shown = table(read_runs([folder]))
