@@ -7,6 +7,7 @@ what the same command would give now.
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -36,17 +37,19 @@ WITHOUT_EFFECT = ("download", "checkpoint_every", "evaluations", "method")
 def defaults_of(job: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Name -> default, of the job's and the method's options that are not given; and of what fills them in, as text.
 
+    Where such a text takes others by name (`MTT.LOOP`), it stands there a second time, "NAME in full".
+
     Args:
         job: "train", "condense" or "pretrain".
         options: what is given; for a job with methods, among them "method".
     """
     configs = [JOBS[job]]
     file, names = JOB_DEFAULTS[job]
-    constants = _constants(_tree(JOBS_FOLDER / file).body, names)
+    constants = _constants(JOBS_FOLDER / file, None, names)
     if job in SPECS:
         spec = SPECS[job](str(options["method"]))
         configs.append(light_config(spec))
-        constants |= _constants(_class(spec), CLASS_DEFAULTS)
+        constants |= _constants(*_place(spec), CLASS_DEFAULTS)
     fields = (field for config in configs for field in dataclasses.fields(config))
     plain = {f.name: f.default for f in fields if f.name not in (*options, *WITHOUT_EFFECT)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()} | constants
@@ -67,13 +70,13 @@ def cell_defaults(cell: Cell) -> dict[str, Any]:
 @functools.cache
 def presets_of(job: str, method: str) -> dict[str, str]:
     """The method's published settings, as text by their names."""
-    return {name: ast.unparse(value) for name, value in _entries(_class(SPECS[job](method)), "PRESETS").items()}
+    return {name: ast.unparse(value) for name, value in _entries(*_place(SPECS[job](method)), "PRESETS").items()}
 
 
 @functools.cache
 def protocols() -> dict[str, str]:
     """The ways to judge a condensed set: what they set, as text by their names."""
-    calls = _entries(_tree(PROTOCOLS_FILE).body, "PROTOCOLS")
+    calls = _entries(PROTOCOLS_FILE, None, "PROTOCOLS")
     return {name: ", ".join(sorted(_keywords(call))) for name, call in calls.items()}
 
 
@@ -83,38 +86,80 @@ def _keywords(call: ast.expr) -> list[str]:
     return [ast.unparse(each) for each in call.keywords if each.arg != "note"]
 
 
-def _class(spec: str) -> list[ast.stmt]:
-    """What stands in the class of "module:Class"."""
-    module, _, name = spec.partition(":")
-    found = importlib.util.find_spec(module)
-    assert found is not None and found.origin is not None
-    body = _tree(Path(found.origin)).body
-    return next(node.body for node in body if isinstance(node, ast.ClassDef) and node.name == name)
-
-
-def _entries(body: Iterable[ast.stmt], name: str) -> dict[str, ast.expr]:
-    """Of the literal dict with this name; none where there is no such."""
-    text = _constants(body, (name,)).get(name, "{}")
-    held = ast.parse(text, mode="eval").body
-    assert isinstance(held, ast.Dict)
-    pairs = zip(held.keys, held.values, strict=True)
-    return {key.value: value for key, value in pairs if isinstance(key, ast.Constant) and isinstance(key.value, str)}
-
-
-def _constants(body: Iterable[ast.stmt], names: Iterable[str]) -> dict[str, str]:
-    """The text of assignments to the names."""
-    found: dict[str, str] = {}
-    for node in body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        found |= {t.id: ast.unparse(value) for t in targets if isinstance(t, ast.Name) and t.id in names and value}
-    return found
+# Reading sources ---------------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _tree(path: Path) -> ast.Module:
     """Read, not run: importing the file would load torch."""
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _place(spec: str) -> tuple[Path, str]:
+    """File and class of "module:Class"."""
+    module, _, name = spec.partition(":")
+    found = importlib.util.find_spec(module)
+    assert found is not None and found.origin is not None
+    return Path(found.origin), name
+
+
+def _assigned(path: Path, owner: str | None) -> dict[str, ast.expr]:
+    """What is assigned to names in a file, or in the class `owner` there."""
+    body = _tree(path).body
+    if owner is not None:
+        body = next((node.body for node in body if isinstance(node, ast.ClassDef) and node.name == owner), [])
+    found: dict[str, ast.expr] = {}
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        found |= {target.id: value for target in targets if isinstance(target, ast.Name) and value is not None}
+    return found
+
+
+def _constants(path: Path, owner: str | None, names: Iterable[str]) -> dict[str, str]:
+    """The text of what is assigned to the names."""
+    found = {name: value for name, value in _assigned(path, owner).items() if name in names}
+    texts = {name: ast.unparse(value) for name, value in found.items()}
+    full = {f"{name} in full": ast.unparse(_in_full(path, value)) for name, value in found.items()}
+    return texts | {name: text for name, text in full.items() if text not in texts.values()}
+
+
+def _entries(path: Path, owner: str | None, name: str) -> dict[str, ast.expr]:
+    """Of the literal dict with this name, in full; none where there is no such."""
+    held = _assigned(path, owner).get(name, ast.Dict(keys=[], values=[]))
+    assert isinstance(held, ast.Dict)
+    pairs = zip(held.keys, held.values, strict=True)
+    return {str(ast.literal_eval(key)): _in_full(path, value) for key, value in pairs if key is not None}
+
+
+def _in_full(path: Path, value: ast.expr) -> ast.expr:
+    """The expression with what the file's own and imported names stand for in their place."""
+
+    class InFull(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            return _known(path, node.id, None, node.id) or node
+
+        def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            return _known(path, owner, owner, node.attr) or node
+
+    changed: ast.expr = InFull().visit(copy.deepcopy(value))
+    return changed
+
+
+def _known(path: Path, name: str, owner: str | None, assigned: str) -> ast.expr | None:
+    """What a name of the file, or of the class `owner` that the file knows, stands for, in full."""
+    home = _home(path, name)
+    value = None if home is None else _assigned(home, owner).get(assigned)
+    return None if home is None or value is None else _in_full(home, value)
+
+
+def _home(path: Path, name: str) -> Path | None:
+    """The file that a name of this file is of: its own, or one of the package that it imports it from."""
+    for node in _tree(path).body:
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return _place(f"{node.module}:")[0] if str(node.module).startswith("datafree.") else None
+    return path
 
 
 def changed(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -246,7 +246,12 @@ def test_the_hash_follows_what_decides_the_result_and_nothing_else(tmp_path):
         # What was found after hours: ways to judge, presets, devices.
         ('title = "Group A"', "evaluation = { protocol = 'vicoo' }", 12, "unknown protocol 'vicoo': did you mean vico"),
         ('title = "Group A"', "evaluation = { protocol = 'rded' }", 12, "protocol rded trains on a teacher's labels"),
-        ('title = "Group A"', "evaluation = { networks = 2 }", 12, "groups.a has no row whose job is condense: .*leave"),
+        (
+            'title = "Group A"',
+            "evaluation = { networks = 2 }",
+            12,
+            "groups.a has no row whose job is condense: .*leave",
+        ),
         ('teacher = "t"', 'teacher = "t"\njob = "pretrain"', 13, "groups.a has no row whose job is train: .*teacher"),
         ("inherit = false", "student_steps = 0", 20, "--student-steps is 0"),  # not where --student stands
         ("inherit = false", "preset = 'x'", 20, "unknown preset of blend 'x': there is none"),

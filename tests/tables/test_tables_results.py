@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from datafree.tables import load_table, read_results, render
-from datafree.tables.defaults import cell_defaults
+from datafree.tables.defaults import cell_defaults, defaults_of
 from datafree.tables.rendering import _scores, _three_digits, difference, in_cell, link
 from datafree.tables.results import current, lacking, make_content, read_result, without_folders
 from datafree.tables.specs import digest_of
@@ -346,8 +346,16 @@ options = { preset = "official" }
     assert "'activation': 0.01" in taught["PRESET"]
     assert taught["teacher's arch"] == "lenet5"
     assert {"teacher's steps", "teacher's data"}.isdisjoint(taught)  # the recipe gives them
-    assert "epochs=1000" in condensed["PROTOCOL"]
+    assert "augmentation='color_crop_cutout_flip_scale_rotate', epochs=1000" in condensed["PROTOCOL"]
     assert "note=" not in condensed["PROTOCOL"]
+
+
+@pytest.mark.parametrize("method", ["tesla", "dsa", "datm"])
+def test_defaults_that_are_taken_by_name_stand_in_full(method: str) -> None:
+    held = defaults_of("condense", {"method": method})
+    assert ".LOOP" in held["LOOP"]  # as results have it from before
+    assert "'image_momentum': 0.5" in held["LOOP in full"]
+    assert "LOOP in full" not in defaults_of("condense", {"method": "dm"})
 
 
 def test_a_speed_table_shows_times_a_piece_and_no_accuracy(tmp_path):
