@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,11 @@ def eight_bit(image: Any, mode: str) -> Any:
         if low < high:
             image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
     return image.convert(mode)
+
+
+def folder_name(class_name: str) -> str:
+    """A class's name as folders can have it: letters, digits and underscores."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", class_name).strip("_")
 
 
 class Files(NamedTuple):

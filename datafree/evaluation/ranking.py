@@ -7,6 +7,7 @@ Source: DD-Ranking (NUS-HPC-AI-Lab), documentation and release 0.2.0, whose name
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from datafree.data.condensed import check_images
-from datafree.data.folders import list_classes, read_images
+from datafree.data.folders import folder_name, list_classes, read_images
 from datafree.data.loading import Data, get_split, validation_split
 from datafree.data.tensors import to_float
 from datafree.domain import Domain
@@ -106,8 +107,10 @@ def rank(
     Args:
         data: real images; the test split gives the accuracies.
         image_tensor: (N, C, H, W), float in [0, 1]; or
-        image_path: a folder with a subfolder of image files for each class.
-        hard_labels: class numbers (N,); equally many of each class in order if None and there are no soft labels.
+        image_path: a folder with a subfolder of image files for each class, called by the class's number (3, 003 or
+            3-cat) or by its name in `data`. The images' order is the alphabetical one of folders and of files in them.
+        hard_labels: class numbers (N,). If None: what the subfolders say; of `image_tensor` equally many of each class
+            in order, unless there are soft labels.
         soft_labels: probabilities (N, classes). The random images then get the teacher's, so that it is needed.
         syn_lr: the set's rate. If None it is chosen from `RATES`, on a tenth of the training images. That of the random
             images always is. (The package chooses on the test images.)
@@ -225,7 +228,7 @@ def _check_numbers(count: int, lr: float | None, full: Sequence[float] | None, w
 def _images(
     tensor: Tensor | None, path: str | Path | None, domain: Domain, *, numbered: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Images in [0, 1], and class numbers if a folder says them; if `numbered`, its subfolders must be all classes."""
+    """Images in [0, 1], and class numbers if `numbered` and a folder says them."""
     if (tensor is None) == (path is None):
         raise ValueError("give the set as image_tensor or as image_path, one of the two")
     if tensor is not None:
@@ -235,14 +238,29 @@ def _images(
     if not Path(path).is_dir():
         raise FileNotFoundError(f"image_path {path} is no folder: give one with a subfolder of images for each class")
     files = list_classes(Path(path))
-    if numbered and len(files.class_names) != domain.classes:
-        raise ValueError(
-            f"{path} has {len(files.class_names)} class folders, {domain.name} has {domain.classes} classes: give "
-            "hard_labels"
-        )
+    classes = _classes(files.class_names, domain) if numbered else None
     pixels, labels = read_images(files, domain.shape)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    return to_float(torch.tensor(pixels.transpose(0, 3, 1, 2))), torch.tensor(labels)
+    images = to_float(torch.tensor(pixels.transpose(0, 3, 1, 2)))
+    return images, None if classes is None else torch.tensor(classes)[torch.tensor(labels)]
+
+
+def _classes(folders: Sequence[str], domain: Domain) -> list[int]:
+    """The class number of each folder, by the domain's names or by the number that the folder's name begins with.
+
+    Raises ValueError where they say neither.
+    """
+    for spelled in (str, folder_name):
+        names = [spelled(name) for name in domain.class_names]
+        if all(names.count(spelled(folder)) == 1 for folder in folders):
+            return [names.index(spelled(folder)) for folder in folders]
+    numbers = [int(found[1]) for folder in folders if (found := re.match(r"(\d+)(-|$)", folder))]
+    if len(folders) == len(numbers) == len(set(numbers)) and max(numbers) < domain.classes:
+        return numbers
+    raise ValueError(
+        f"the class folders {', '.join(folders[:3])}, ... are not called by the {domain.classes} classes of "
+        f"{domain.name}: rename them to class numbers, from 0 on, or give hard_labels"
+    )
 
 
 def _labels(hard: Tensor | None, soft: Tensor | None, images: int, classes: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from datafree.data.condensed import FILE, CondensedSet, to_bytes
+from datafree.data.folders import folder_name
 from datafree.pictures import grid, png_bytes
 from datafree.runs import atomic_write
 
@@ -46,7 +46,7 @@ def class_folders(condensed: CondensedSet) -> list[str]:
     domain = condensed.domain
     digits = len(str(domain.classes - 1))
     names = domain.class_names or ("",) * domain.classes
-    safe = [re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") for name in names]
+    safe = [folder_name(name) for name in names]
     return [f"{i:0{digits}d}" + (f"-{name}" if name and name != str(i) else "") for i, name in enumerate(safe)]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import datafree
 from datafree.data import load_data, to_float
 from datafree.data.loading import Data
-from datafree.domain import make_domain
+from datafree.domain import DOMAINS, make_domain
 from datafree.evaluation import ranking
 from datafree.evaluation.protocols import Protocol
 from datafree.evaluation.ranking import (
@@ -178,14 +178,44 @@ def test_a_folder_has_to_be_there_with_a_subfolder_for_each_class(tmp_path: Path
     files = {name: value for name, value in GOOD.items() if name != "image_tensor"}
     with pytest.raises(FileNotFoundError, match="image_path nowhere is no folder: give one with a subfolder"):
         rank(load_data("digits"), image_path="nowhere", **files)
-    for label in (3, 7):  # which would be taken for 0 and 1
-        (tmp_path / str(label)).mkdir()
-        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / str(label) / "0.png")
-    with pytest.raises(ValueError, match="has 2 class folders, digits has 10 classes: give hard_labels"):
+    pictures(tmp_path, "three", "seven")
+    with pytest.raises(ValueError, match=r"^the class folders seven, three, \.\.\. are not .* or give hard_labels$"):
         rank(load_data("digits"), image_path=tmp_path, **files)
     assert datafree.rank is rank
-    found = rank(load_data("digits"), image_path=tmp_path, hard_labels=torch.tensor([3, 7]), **files)
+    found = rank(load_data("digits"), image_path=tmp_path, hard_labels=torch.tensor([7, 3]), **files)
     assert len(found["accuracies"]["synthetic"]) == 2
+
+
+def pictures(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).mkdir()
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(folder / name / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels"),
+    [
+        (("Ankle boot", "Bag", "T-shirt_top", "Trouser"), [9, 8, 0, 1]),
+        (("0", "10", "2"), [0, 10, 2]),
+        (("02-Pullover", "10"), [2, 10]),
+        (("3", "03"), None),  # one class in two folders
+        (("1", "11"), None),  # counted from 1
+        (("3", "Bag"), None),
+    ],
+)
+def test_folders_are_numbered_by_what_they_are_called(
+    folders: tuple[str, ...], labels: list[int] | None, tmp_path: Path
+) -> None:
+    names = (*DOMAINS["fashion-mnist"].class_names, "Sock")
+    domain = replace(DOMAINS["digits"], classes=11, class_names=names)
+    pictures(tmp_path, *folders)
+    if labels is None:
+        with pytest.raises(ValueError, match="rename them to class numbers, from 0 on"):
+            ranking._images(None, tmp_path, domain, numbered=True)
+    else:
+        found = ranking._images(None, tmp_path, domain, numbered=True)[1]
+        assert found is not None
+        assert found.tolist() == labels
 
 
 def test_random_sets_are_as_large_as_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
