@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from datafree import parallel
 from datafree.condensation.networks import embed
 from datafree.condensation.setting import Setting, operations_a_second
-from datafree.data.tensors import augment, to_float
+from datafree.data.tensors import augment, to_float, usual_pad
 from datafree.domain import Domain
 from datafree.evaluation.cost import multiply_adds
 from datafree.evaluation.networks import add_gradients, forward_of
@@ -182,7 +182,7 @@ def train(network: nn.Module, setting: Setting, recipe: Recipe, rng: torch.Gener
         KeyboardInterrupt: a person asked to stop.
     """
     real, domain, network = setting.real, setting.domain, network.train()
-    size, pad = min(recipe.batch_size, len(real.x)), max(1, domain.shape[2] // 8)
+    size, pad = min(recipe.batch_size, len(real.x)), usual_pad(domain.shape)
     forward = forward_of(network, recipe.precision)
     optimizer = torch.optim.SGD(
         network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
@@ -237,6 +237,9 @@ def _cache_path(setting: Setting, name: str, own: bool, recipe: Recipe, seed: in
         "recipe": dataclasses.asdict(recipe),
         "seed": seed,
     }
+    down, right = usual_pad(domain.shape)
+    if down != right:  # those of square images keep their names
+        about["pad"] = [down, right]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for tensor in (real.x, real.y):
         digest.update(tensor.cpu().contiguous().numpy().data)

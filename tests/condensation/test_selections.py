@@ -31,6 +31,7 @@ from datafree.teacher import Normalised
 from datafree.training import Clock
 
 COUNTS = [2, 1, 3]
+DOMAIN = Domain(name="three", shape=(1, 8, 8), classes=3, mean=(0.4,), std=(0.3,), flip=False)
 
 
 class Flat(nn.Module):
@@ -66,10 +67,9 @@ def make_setting(x: Tensor, y: Tensor, domain: Domain, arch: str = "flat", **cha
 @pytest.fixture
 def three() -> Setting:
     """60 images of 3 classes, 8x8, each class around a pattern of its own."""
-    domain = Domain(name="three", shape=(1, 8, 8), classes=3, mean=(0.4,), std=(0.3,), flip=False)
     y = torch.arange(60) % 3
     x = (torch.rand(3, 1, 8, 8)[y] * 150 + torch.rand(60, 1, 8, 8) * 100).to(torch.uint8)
-    return make_setting(x, y, domain, clock=Clock(steps=12))
+    return make_setting(x, y, DOMAIN, clock=Clock(steps=12))
 
 
 def digits(**changes: Any) -> Setting:
@@ -249,6 +249,15 @@ def test_training_is_its_recipe_written_down(three: Setting, flip: bool) -> None
         optimizer.param_groups[0]["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * step / 5))
         optimizer.step()
     torch.testing.assert_close(weights(network), weights(twin), rtol=1e-4, atol=1e-5)
+
+
+def test_crops_are_padded_by_an_eighth_of_each_side(three: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of wide images, padded by their width on all sides, most crops would hold no pixel."""
+    wide = make_setting(three.real.x.repeat(1, 1, 1, 8), three.real.y, dataclasses.replace(DOMAIN, shape=(1, 8, 64)))
+    pads: list[Any] = []
+    monkeypatch.setattr(trained, "augment", lambda images, rng, pad, flip: pads.append(pad) or images)
+    trained.train(nn.Sequential(nn.Flatten(), nn.Linear(512, 3)), wide, trained.Recipe(steps=1, lr=0.1), wide.rng)
+    assert pads == [(1, 8)]
 
 
 def test_a_network_is_found_again_and_the_run_draws_the_same_numbers(
