@@ -192,7 +192,7 @@ class Networks:
     Args:
         setting: what the method is given.
         batch_size: real images a training step.
-        train_steps: training steps of the pool between two steps on the images.
+        train_steps: training steps of the pool between two steps on the images; `net_steps` at most.
         keep_initial: keep the first weights too, for `between`.
         cutmix: probability that a training batch is mixed, in [0, 1]. Where it is above 0, cutout is left out of these
             batches' augmentation, as in IDC's release.

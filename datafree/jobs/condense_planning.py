@@ -78,6 +78,16 @@ def _check_start(asked: Mapping[str, Any], factor: int) -> None:
         )
 
 
+def _check_pool(config: CondenseConfig, train_steps: int | None) -> None:
+    """Raises ValueError where a pool's networks would be renewed before they are trained."""
+    assert config.net_steps is not None
+    if config.nets == "trained" and train_steps is not None and train_steps > config.net_steps:
+        raise ValueError(
+            f"--train-steps {train_steps} is more than --net-steps {config.net_steps}, after which networks are new: "
+            "give a larger --net-steps or fewer --train-steps"
+        )
+
+
 def _images_a_class(config: CondenseConfig, domain: Domain) -> float:
     if config.images is not None:
         return config.images / domain.classes
@@ -118,6 +128,7 @@ def condense_plan(
     if named:
         length["data"] = absolute_data(config.data)
     config = dataclasses.replace(config, **loop, **length, arch=arch, mean=domain.mean, std=domain.std)
+    _check_pool(config, getattr(method_config, "train_steps", None))
     if asked_arch == "auto" and looks_through(config, method):
         choices.insert(0, f"networks: {arch} (by the size of the images; --arch names others)")
     method_config, teacher = _own_files(method_config, domain, choices)

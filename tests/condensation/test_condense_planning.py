@@ -226,6 +226,17 @@ def test_whole_images_are_no_start_for_several_in_one(name: str) -> None:
         dry_run_condense(method=name, init="real", factor=2, **TINY)
 
 
+@pytest.mark.parametrize("options", [{"train_steps": 500}, {"net_steps": 3}])
+def test_a_pool_that_would_never_be_trained_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"^--train-steps \d+ is more than --net-steps \d+, .*: give a larger --net-steps"
+    ):
+        dry_run_condense(method="idc", **options, **TINY)
+    # Fresh networks are not trained, and as many steps as that are one training each.
+    dry_run_condense(method="idc", train_steps=3, net_steps=3, **TINY)
+    dry_run_condense(method="idc", nets="reused", net_steps=3, **TINY)
+
+
 def test_a_length_that_a_selection_does_not_read_is_told() -> None:
     for name, told in (("mean", True), ("random", True), ("herding", False), ("rded", False)):
         choices = dry_run_condense(method=name, data="digits", ipc=1, steps=5, threads=1)["choices"]
