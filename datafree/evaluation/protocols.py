@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from datafree.domain import Domain
 
@@ -75,6 +75,9 @@ class Protocol:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"the protocol's {name} is {value}: give a number greater than 0")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and (value := getattr(self, name)) not in get_args(hint):
+                raise ValueError(f"the protocol's {name} is {value!r}: take {' or '.join(get_args(hint))}")
 
     def passes(self, images: int) -> int:
         """How often a set of so many images is gone through."""

@@ -126,6 +126,9 @@ def test_what_cannot_be() -> None:
         Protocol()
     with pytest.raises(ValueError, match="the protocol's lr is 0"):
         Protocol(epochs=1, lr=0)
+    for name, word in (("optimizer", "adam"), ("schedule", "Cosine"), ("labels", "soft"), ("mode", "each")):
+        with pytest.raises(ValueError, match=f"^the protocol's {name} is '{word}': take .* or "):
+            Protocol(epochs=1, **{name: word})  # type: ignore[arg-type]
 
 
 def test_the_convnet_of_the_image_size() -> None:
