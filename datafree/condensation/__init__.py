@@ -11,9 +11,9 @@
 
 Each has a `Config` with its own hyper-parameters, `LOOP`, its defaults for `CondenseConfig`, and `READS`, those of the
 loop's options that it reads itself ("label_lr" where its terms depend on labels); another that a person gives is an
-error. `SOFT_AT_END = True` says that they depend on learned labels alone. One that looks through no network of `--arch`
-says `NEEDS_NETWORK = False`. Where something is made before the first step, `beforehand(setting, config)` gives a line
-on each such thing, and makes nothing.
+error. `SOFT_AT_END = True` says that they depend on learned labels alone, `SOFT = False` that it has no soft ones. One
+that looks through no network of `--arch` says `NEEDS_NETWORK = False`. Where something is made before the first step,
+`beforehand(setting, config)` gives a line on each such thing, and makes nothing.
 """
 
 from __future__ import annotations

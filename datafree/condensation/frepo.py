@@ -59,6 +59,7 @@ class FRePo:
     # Four small images in the place of a large one: better at 1 image a class, no better at 10 (docs page).
     FEW_IMAGES: Mapping[str, Any] = {"factor": 2}
     READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "label_lr", "net_pool", "net_steps", "zca")
+    SOFT = False  # its labels are no logits before the end, so that no network's can stand in
 
     def __init__(self, setting: Setting, config: FRePoConfig) -> None:
         self.setting, self.config = setting, config

@@ -50,7 +50,8 @@ def check_read(config: CondenseConfig, method: type[Any], options: Mapping[str, 
         options: the method's own that were given, all of which it has.
 
     Raises:
-        ValueError: names them all, or the other option that leaves one idle, or says that labels cannot be learned.
+        ValueError: names them all, or the other option that leaves one idle, or says that labels cannot be learned or
+            soft.
     """
     defaults = {**DEFAULTS, "image_ema": CondenseConfig.image_ema, **method.LOOP}
     read = (*(LOOP_READS if hasattr(method, "terms") else SELECTION_READS), *method.READS)
@@ -64,6 +65,8 @@ def check_read(config: CondenseConfig, method: type[Any], options: Mapping[str, 
             f"--labels learned: no term of {config.method} depends on labels: they would stay as they are, "
             "give --labels soft or hard"
         )
+    if config.labels == "soft" and not getattr(method, "SOFT", True):
+        raise ValueError(f"--labels soft: {config.method} takes no network's labels: give --labels learned or hard")
     own = {field.name: field.default for field in fields_of(method.Config)}
     check_idle({**given, **options}, {**{n: v for n, v in defaults.items() if n in read}, **own}, CONDENSE)
     recorded = [name for name in RECORDED if name in options and options[name] != own[name]]

@@ -179,7 +179,8 @@ READER: dict[str, dict[str, str]] = {
 def test_an_option_that_a_method_does_not_read_is_refused(name: str) -> None:
     method = load_method(name)
     for option, value in LOOP.items():
-        if value == method.LOOP.get(option):  # given or not, it is what the method takes
+        if value == method.LOOP.get(option) or (name, option) == ("frepo", "labels"):
+            # Given or not, the first is what the method takes; the other has a test of its own.
             value = {"optimizer": "sgd", "schedule": "constant", "labels": "hard", "nets": "reused"}[option]
         reader = {k: v for k, v in READER.get(option, {}).items() if not {k, option} & set(IGNORED[name])}
         config = CondenseConfig(**{"method": name, option: value, **reader})
@@ -205,6 +206,13 @@ def test_labels_are_learned_where_a_term_depends_on_them(name: str) -> None:
     else:
         with pytest.raises(ValueError, match=f"--labels learned: no term of {name} depends on labels: .* soft or hard"):
             check_read(config, load_method(name))
+
+
+def test_one_hot_labels_are_not_called_soft() -> None:
+    with pytest.raises(
+        ValueError, match=r"^--labels soft: frepo takes no network's .*: give --labels learned or hard$"
+    ):
+        check_read(CondenseConfig(method="frepo", labels="soft"), load_method("frepo"))
 
 
 def test_no_cell_of_a_table_is_refused() -> None:

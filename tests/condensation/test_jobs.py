@@ -115,7 +115,6 @@ def test_dm_resumes_to_the_last_bit_with_every_kind_of_networks(nets: str, tmp_p
         ("dm", {"init": "herding"}, 1),
         ("dm", {"labels": "soft", "init": "herding", "factor": 2}, 1),
         ("frepo", {}, 0),
-        ("frepo", {"labels": "soft"}, 0),
         ("ncfm", {"calibration": 0.0}, 0),
         ("ncfm", {"labels": "soft"}, 1),
         ("random", {"labels": "soft"}, 1),
