@@ -128,8 +128,8 @@ def rank(
         "_mean" and "_std" (over networks, divisor n), and the accuracies behind them under "accuracies".
 
     Raises:
-        ValueError: images or labels that do not fit the data, an accuracy or a number out of its range, no teacher for
-            soft labels; before anything is trained.
+        ValueError: images or labels that do not fit the data, a split that is missing, an accuracy or a number out of
+            its range, no teacher for soft labels; before anything is trained.
         FileNotFoundError: no folder is at `image_path`.
     """
     domain = data.domain
@@ -147,6 +147,7 @@ def rank(
 
     images, own, hard = images.to(device), own.to(device), hard.to(device)
     x, y = get_split(data, "train")
+    get_split(data, "test")  # tells now that it is missing
     held = validation_split(data, seed=seed)
     test, choose = (
         partial(accuracies, each, name, precision=precision, teacher=teacher, make=make) for each in (data, held)

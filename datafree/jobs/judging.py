@@ -89,9 +89,9 @@ def evaluate_set(
     Returns:
         What `score_set` returns of the set ("seconds" are of its own networks, without the random images'), with "set",
         "data", "split", "left_out" (whether the set was made without the training images that it is tested on; None
-        where it is tested on others, or where that is not known), "lr" (the first rate on the set), "set_labels",
-        "whole_accuracy" (None where it is not known) and the set's budget. With `rank` the scores, and
-        "ranking_accuracies" behind them.
+        where it is tested on others, or where that is not known of the set or of a teacher), "lr" (the first rate on
+        the set), "set_labels", "whole_accuracy" (None where it is not known) and the set's budget. With `rank` the
+        scores, and "ranking_accuracies" behind them.
 
     Raises:
         ValueError: something a person can mend; one line.
@@ -108,7 +108,7 @@ def evaluate_set(
     named = [arch_for(domain) if arch == "auto" else arch for arch in archs or [protocol_object.arch]]
     archs = list(dict.fromkeys(named))
     rate = _rate(condensed, protocol_object, lr)
-    left_out = _left_out(condensed, say) if validation else None
+    left_out = _left_out(condensed, teacher is not None, say) if validation else None
     taught = None
     if teacher is not None:
         known = None if isinstance(data, Data) and name not in DOMAINS else name
@@ -222,6 +222,8 @@ def _test_data(
     _check_fit(condensed, held.domain, name, say)
     if validation:
         held = validation_split(held)
+    for split in ("train", "test"):  # random images come from the first: told before anything is trained
+        get_split(held, split)
     return name, dataclasses.replace(held, domain=condensed.domain)
 
 
@@ -267,8 +269,11 @@ def _tiles(condensed: CondensedSet) -> int:
     return int(said) if said else tiles_for(condensed.domain)
 
 
-def _left_out(condensed: CondensedSet, say: Callable[[str], None]) -> bool | None:
-    """Whether the set says that it was made without the held-out images; a warning where it does not."""
+def _left_out(condensed: CondensedSet, taught: bool, say: Callable[[str], None]) -> bool | None:
+    """Whether the set says that it was made without the held-out images; a warning where it does not.
+
+    A teacher from a file, the set's or now (`taught`), does not say what it was trained on.
+    """
     said = condensed.info.get("validation")
     if said is None:
         say("warning: it is not known whether this set was made without the training images that it is tested on")
@@ -278,4 +283,8 @@ def _left_out(condensed: CondensedSet, say: Callable[[str], None]) -> bool | Non
             "warning: this set was condensed from all training images, also from those that it is tested on: condense "
             "with --validation to choose settings"
         )
-    return bool(said)
+        return False
+    if taught or condensed.info.get("teacher_file"):
+        say("warning: it is not known whether the teacher was trained without the training images that are tested on")
+        return None
+    return True

@@ -134,6 +134,14 @@ def test_what_cannot_be_ranked() -> None:
         rank(data, image_tensor=torch.rand(10, 1, 8, 8), protocol=SHORT, full_accuracies=[0.9], syn_lr=0.05)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_missing_split_is_told_before_anything_is_trained(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datafree.evaluation.condensed.train_networks", lambda *_, **__: pytest.fail("trained"))
+    data = replace(load_data("digits"), **{f"x_{split}": None})
+    with pytest.raises(ValueError, match=f"digits has no {split} split: add it"):
+        rank(data, image_tensor=torch.rand(10, 1, 8, 8), protocol=SHORT)
+
+
 GOOD: dict[str, Any] = {
     "image_tensor": torch.full((10, 1, 8, 8), 0.5), "protocol": SHORT, "full_accuracies": FULL, "syn_lr": 0.05,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from datafree.data.wrapped import from_dataset
 from datafree.domain import DOMAINS
 from datafree.evaluation import condensed as scoring
 from datafree.evaluation.protocols import PROTOCOLS, Protocol
+from datafree.jobs import judging
 from datafree.jobs.condensing import Condensed
 from datafree.jobs.foreign import foreign_set
 from datafree.jobs.judging import evaluate_set
@@ -140,6 +141,8 @@ def test_a_file_of_ones_own_is_not_known_by_its_path(tmp_path: Path, trained: li
         ({"validation": False}, True, False, "condensed from all training images"),
         ({}, True, None, "not known whether"),
         ({"validation": False}, False, None, None),
+        ({"validation": True, "teacher_file": {"file": "a.pt"}}, True, None, "not known whether the teacher"),
+        ({"validation": False, "teacher_file": {"file": "a.pt"}}, True, False, "condensed from all training images"),
     ],
 )
 def test_whether_the_set_was_made_without_the_images_it_is_tested_on(
@@ -152,6 +155,21 @@ def test_whether_the_set_was_made_without_the_images_it_is_tested_on(
     warned = [line for line in said if line.startswith("warning: ")]
     assert len(warned) == (text is not None)
     assert text is None or text in warned[0]
+
+
+def test_a_teacher_at_evaluation_may_have_seen_the_images() -> None:
+    said: list[str] = []
+    assert judging._left_out(a_set(info={"validation": True}), True, said.append) is None
+    assert "whether the teacher" in said[0]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_missing_split_is_told_before_anything_is_trained(split: str, trained: list[Trained]) -> None:
+    data = load_data("digits")
+    own = dataclasses.replace(data, domain=dataclasses.replace(data.domain, name="npz:own.npz"), **{f"x_{split}": None})
+    with pytest.raises(ValueError, match=f"^npz:own.npz has no {split} split: add it"):
+        evaluate_set(a_set(), own, protocol=QUICK)
+    assert not trained
 
 
 def test_nothing_is_known_of_a_foreign_set(trained: list[Trained]) -> None:
