@@ -17,8 +17,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from datafree.condensation.experts import needed_experts, planned_records
 from datafree.condensation.loop import check_finite
-from datafree.condensation.mtt import MTT
+from datafree.condensation.mtt import MTT, last_start
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.unrolling import Unrolled, write
@@ -45,16 +46,20 @@ class DATM:
     Config = DATMConfig
     LOOP: Mapping[str, Any] = {**MTT.LOOP, "labels": "learned", "label_lr": 2.0}
     READS: tuple[str, ...] = MTT.READS
-    beforehand = staticmethod(MTT.beforehand)
     TEACHERS = 5  # experts whose last records' logits are averaged
     CANDIDATES = 4  # real images looked at for one that is taken
 
     def __init__(self, setting: Setting, config: DATMConfig) -> None:
+        if (records := planned_records(setting, config)) is not None:
+            first_max(records, config)  # told before they are made
         self.setting, self.config, self.mtt = setting, config, MTT(setting, config)
-        last, first = self.mtt.last_start, config.first_max_start
-        self.first_max = last // 2 if first is None else first
-        if not config.min_start <= last or not self.first_max <= last:
-            raise ValueError(f"--min-start and --first-max-start lie at or below the last start, which is {last}")
+        self.first_max = first_max(self.mtt.experts.records, config)
+
+    @staticmethod
+    def beforehand(setting: Setting, config: DATMConfig) -> list[str]:
+        line, records = needed_experts(setting, config)
+        first_max(records, config)
+        return [line]
 
     def terms(self, synthetic: Synthetic) -> dict[str, Tensor]:
         # A student's NaN is masked (see `kept`); it is no student's where what it learns from is NaN already.
@@ -131,3 +136,11 @@ class DATM:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.mtt.load_state_dict(state)
+
+
+def first_max(records: int, config: DATMConfig) -> int:
+    """The last record a student may start from at first, of so many. ValueError where the bounds do not fit them."""
+    last, first = last_start(records, config), config.first_max_start
+    if config.min_start > last or (first or 0) > last:
+        raise ValueError(f"--min-start and --first-max-start lie at or below the last start, which is {last}")
+    return last // 2 if first is None else first

@@ -163,6 +163,14 @@ def find_experts(setting: Setting, options: TrajectoryOptions) -> Experts:
     return record(setting, scaled_recipe(setting, options), rate_flag="--expert-lr")
 
 
+def planned_records(setting: Setting, options: TrajectoryOptions) -> int | None:
+    """How many records each expert of `find_experts` has; None of `--expert-folder`, where they are made already."""
+    if options.expert_folder is not None:
+        return None
+    recipe = scaled_recipe(setting, options)
+    return recipe.steps // recipe.every
+
+
 def needed_experts(setting: Setting, options: TrajectoryOptions) -> tuple[str, int]:
     """A line on the experts that `find_experts` will give, and how many records each has. Makes none.
 
@@ -196,7 +204,7 @@ def open_experts(setting: Setting, folder: Path, count: int | None = None) -> Ex
         theirs = index["about"].get(name)
         if theirs != mine[name]:
             hint = (
-                f" ({theirs['arch']}, normalised by {theirs['mean']} and {theirs['std']})"
+                f" ({_difference(theirs, mine[name])})"
                 if name == "network"
                 else ", or of more or fewer of its images (--validation)"
             )
@@ -210,6 +218,20 @@ def open_experts(setting: Setting, folder: Path, count: int | None = None) -> Ex
     if len(whole) < (count or 1):
         raise ValueError(f"{folder} holds {len(whole)} whole experts: make more with datafree experts --out {folder}")
     return Experts(folder, index["key"], len(whole), int(index["records"]), sum(s["seconds"] for s in whole))
+
+
+def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    """What is another in the experts' network than in this run's (see `describe`), in words."""
+    entry = f"normalised by {theirs['mean']} and {theirs['std']}"
+    words = {
+        "arch": theirs["arch"],
+        "source": "of a file that has changed",
+        "parameters": "of other sizes",
+        "mean": entry,
+        "std": entry,
+        "whitening": "whitened by --zca" if theirs["whitening"] else "without --zca",
+    }
+    return ", ".join(dict.fromkeys(text for name, text in words.items() if theirs[name] != mine[name]))
 
 
 def record(setting: Setting, recipe: Recipe, folder: Path | None = None, *, rate_flag: str = "--lr") -> Experts:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from datafree import parallel
-from datafree.condensation.experts import empty_network, find_experts, needed_experts
+from datafree.condensation.experts import empty_network, find_experts, needed_experts, planned_records
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.unrolling import Batch, Unrolled, attach, quick, unroll
@@ -46,6 +46,8 @@ class MTT:
 
     def __init__(self, setting: Setting, config: TrajectoryOptions) -> None:
         self.setting, self.config = setting, config
+        if (records := planned_records(setting, config)) is not None:
+            last_start(records, config)  # told before they are made
         self.experts = find_experts(setting, config)
         self.network, self.passes = empty_network(setting), quick(setting)
         self.last_start = last_start(self.experts.records, config)

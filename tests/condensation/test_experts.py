@@ -46,6 +46,8 @@ from datafree.training import Clock, TermError
 
 DOMAIN = Domain(name="three", shape=(1, 8, 8), classes=3, mean=(0.4,), std=(0.3,), flip=False)
 RECIPE = Recipe(count=2, steps=6, every=2, lr=0.1, batch_size=20)
+SHORT: dict[str, Any] = {"inner_steps": 4, "batch_synthetic": 2, "expert_span": 1, "rate": 0.1, "expert_batch": 20}
+SHORT |= {"experts": 2, "expert_epochs": 2, "expert_every": 2, "expert_lr": 0.1}
 
 
 class Small(nn.Module):
@@ -256,6 +258,43 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
         MTT(make_setting(tmp_path), MTTConfig(expert_folder=str(folder), expert_span=4))
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"whitening": True}, "without --zca"),
+        ({"domain": dataclasses.replace(DOMAIN, std=(0.5,))}, r"normalised by \[0.4\] and \[0.3\]"),
+        ({"make": lambda: Small(6)}, "of other sizes"),
+        ({"make": lambda: Small(6), "arch": "large"}, "small, of other sizes"),
+    ],
+)
+def test_experts_of_another_network_say_what_differs(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    setting = make_setting(tmp_path)
+    folder = record(setting, RECIPE).folder
+    if "whitening" in changes:
+        changes = {"whitening": Whitening.fit(to_float(setting.real.x))}
+    with pytest.raises(ValueError, match=rf"are of another network \({says}\): record some with datafree experts$"):
+        find_experts(make_setting(tmp_path, **changes), MTTConfig(expert_folder=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "says"),
+    [
+        (MTT, MTTConfig(**SHORT, max_start=9), "3 records are too few for --max-start 9"),
+        (TESLA, TESLAConfig(**{**SHORT, "expert_span": 9}), "too few"),
+        (DATM, DATMConfig(**SHORT, min_start=9), "--min-start and --first-max-start lie at or below the last .* 1$"),
+        (DATM, DATMConfig(**SHORT, first_max_start=9), "--min-start and --first-max-start"),
+    ],
+)
+def test_what_experts_cannot_serve_is_told_before_they_are_made(
+    method: Any, config: TrajectoryOptions, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        method(make_setting(tmp_path), config)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=says):
+        method.beforehand(make_setting(tmp_path), config)
+
+
 def test_experts_are_scaled_to_the_run(tmp_path: Path) -> None:
     short, long = (scaled_recipe(make_setting(tmp_path, clock=Clock(seconds=s)), MTTConfig()) for s in (0.001, 1.0))
     assert short.count * short.steps < long.count * long.steps
@@ -336,8 +375,6 @@ def test_a_folder_with_an_expert_that_diverged_is_refused(tmp_path: Path) -> Non
 
 # Matching
 
-SHORT: dict[str, Any] = {"inner_steps": 4, "batch_synthetic": 2, "expert_span": 1, "rate": 0.1, "expert_batch": 20}
-SHORT |= {"experts": 2, "expert_epochs": 2, "expert_every": 2, "expert_lr": 0.1}
 METHODS: list[tuple[Any, type[TrajectoryOptions]]] = [(MTT, MTTConfig), (TESLA, TESLAConfig), (DATM, DATMConfig)]
 
 
