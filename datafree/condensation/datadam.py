@@ -67,6 +67,10 @@ class DataDAM:
 
         with torch.no_grad():
             seen = embed_layers(setting, network, real, keep)
+            if len(seen[0]) == 1:
+                raise ValueError(
+                    f"datadam leaves the last activation out, and {setting.arch} has one alone: take a deeper --arch"
+                )
             theirs = [x.view(len(own), config.real_batch, -1).mean(1) for x in (*seen[0][:-1], seen[1])]
         maps, features = embed_layers(setting, network, made, keep)
         ours = [losses.class_means(x, labels, setting.domain.classes)[own] for x in (*maps[:-1], features)]

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from datafree import losses
 from datafree.condensation.loop import add_gradients
-from datafree.condensation.networks import Networks, augmented_pairs, embed, shared_classes
+from datafree.condensation.networks import Networks, augmented_pairs, check_embeddings, embed, shared_classes
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.trained import needed_network, trained_network
@@ -91,6 +91,7 @@ class NCFM:
 
     def __init__(self, setting: Setting, config: NCFMConfig) -> None:
         self.setting, self.config = setting, config
+        check_embeddings(setting)
         self.networks = Networks(setting, keep_initial=config.interpolate and setting.nets == "trained")
         self.judge = trained_network(setting) if config.calibration else None
         self.sampler: Sampler | None = None

@@ -32,9 +32,7 @@ def look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the network has no linear layer.
     """
-    heads = [m for m in network.modules() if isinstance(m, nn.Linear)]
-    if not heads:
-        raise ValueError(f"{_kind(network)} has no linear layer to read features before: take another --arch")
+    heads = linear_layers(network)
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -47,6 +45,20 @@ def look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         for handle in handles:
             handle.remove()
     return seen[-1].flatten(1), logits
+
+
+def linear_layers(network: nn.Module) -> list[nn.Linear]:
+    """What an embedding is read before. Raises ValueError where there is none."""
+    heads = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    if not heads:
+        raise ValueError(f"{_kind(network)} has no linear layer to read features before: take another --arch")
+    return heads
+
+
+def check_embeddings(setting: Setting) -> None:
+    """Raises ValueError where the run's networks have no embedding: before one is trained for it. Draws nothing."""
+    with parallel.forked(setting.device):
+        linear_layers(setting.new_network())
 
 
 def look_at_layers(
@@ -62,7 +74,10 @@ def look_at_layers(
     with _Activations(keep) as activations:
         features, logits = look(network, images)
     if not activations.kept:
-        raise ValueError(f"{_kind(network)} has no activations of maps to look at: take a convolutional --arch")
+        known = ", ".join(sorted({activation.__name__.strip("_") for activation in ACTIVATIONS}))
+        raise ValueError(
+            f"{_kind(network)} has no activations of maps to look at ({known}): take a convolutional --arch with some"
+        )
     return activations.kept, features, logits
 
 
@@ -71,7 +86,11 @@ def _kind(network: nn.Module) -> str:
     return type(getattr(network, "network", network)).__name__
 
 
-ACTIVATIONS = {F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, torch.relu, Tensor.relu}
+# Sigmoids are none: in most networks they weigh maps, as gates.
+ACTIVATIONS = {
+    F.relu, F.relu_, F.relu6, F.leaky_relu, F.prelu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus,
+    F.hardswish, F.hardtanh, torch.relu, torch.tanh, Tensor.relu, Tensor.relu_, Tensor.tanh,
+}  # fmt: skip
 
 
 class _Activations(TorchFunctionMode):

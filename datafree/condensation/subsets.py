@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from datafree.condensation.coresets import herding, k_center, k_means, most_central, nearest_rows
+from datafree.condensation.networks import check_embeddings
 from datafree.condensation.setting import Setting
 from datafree.condensation.trained import embeddings, needed_network, trained_network
 from datafree.data.tensors import to_float
@@ -147,6 +148,7 @@ def _embedded_rows(
     setting: Setting, counts: Sequence[int], select: Callable[[Tensor, int], Tensor], *, selecting: bool
 ) -> list[Tensor]:
     """`select` applied to each class's embeddings: rows of the real images."""
+    check_embeddings(setting)
     network, real = trained_network(setting, selecting=selecting), setting.real
     chosen = []
     for label, n in enumerate(counts):  # class by class: embeddings of all images at once can take gigabytes

@@ -222,6 +222,29 @@ def test_activations_of_modules_and_of_functions_are_seen() -> None:
         look_at_layers(build_model("mlp", shape=(1, SIZE, SIZE), classes=3), images, lambda x: x)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+        nn.Hardswish, nn.Hardtanh, nn.Tanh,
+    ],
+)  # fmt: skip
+def test_every_usual_activation_is_seen_once(kind: type[nn.Module]) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), kind(), nn.Flatten(), nn.Linear(2 * (SIZE - 2) ** 2, 3))
+    images = torch.rand(2, 1, SIZE, SIZE)
+    maps, _, _ = look_at_layers(network, images, lambda x: x)
+    torch.testing.assert_close(maps, [network[:2](images)])
+
+
+def test_a_network_with_one_activation_is_too_shallow_for_datadam() -> None:
+    def one() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * (SIZE - 2) ** 2, 3)).double()
+
+    setting = make_setting(new_network=one)
+    with pytest.raises(ValueError, match=r"^datadam leaves the last activation out, .* take a deeper --arch$"):
+        DataDAM(setting, DataDAMConfig(real_batch=2)).terms(make_synthetic())
+
+
 def test_batch_norm_in_training_mixes() -> None:
     network = batch_norm_net((1, SIZE, SIZE), 4, 3)
     assert mixes(network)

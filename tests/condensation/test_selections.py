@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree.condensation import rded, subsets, trained
+from datafree.condensation.ncfm import NCFM
 from datafree.condensation.networks import look
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.trained import trained_network, training_steps
@@ -127,6 +128,17 @@ def test_mean_is_the_mean_and_needs_no_network(three: Setting, monkeypatch: pyte
     assert labels.tolist() == [0, 1, 2, 2, 2, 2]
     assert float(images.min()) >= 0
     assert float(images.max()) <= 1
+
+
+@pytest.mark.parametrize("method", [subsets.Herding, subsets.KCenter, subsets.KMeans, NCFM])
+def test_a_network_without_embedding_is_refused_before_it_is_trained(
+    method: Any, three: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "train", lambda *_: pytest.fail("trained"))
+    inner = nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
+    three.new_network = lambda: Normalised(inner, DOMAIN.mean, DOMAIN.std)
+    with pytest.raises(ValueError, match="no linear layer to read features before: take another --arch"):
+        method(three, method.Config()).build(COUNTS)
 
 
 def test_random_is_what_the_run_starts_from(three: Setting) -> None:
