@@ -73,7 +73,7 @@ def load_data(
     name = data_name(name)
     kind, _ = split_name(name)
     path = find_data(name)
-    if path is None and download and kind in _DOWNLOADS:
+    if download and kind in _DOWNLOADS and (path is None or path in [cache_folder() / place for place in _PLACES]):
         _download(kind)
         path = find_data(name)
     if path is None:
@@ -141,7 +141,12 @@ _DOWNLOADS: dict[str, tuple[str, tuple[dict[str, object], ...]]] = {
 }
 
 
+# Where it unpacks them to. What lies there may be part of a set: a download that was interrupted goes on.
+_PLACES = ("MNIST/raw", "FashionMNIST/raw", "cifar-10-batches-py", "cifar-100-python", "")
+
+
 def _download(kind: str) -> None:
+    """Fetches what is missing or, where torchvision knows the checksum, damaged."""
     from torchvision import datasets
 
     dataset, calls = _DOWNLOADS[kind]
@@ -149,7 +154,8 @@ def _download(kind: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # torchvision prints its progress; standard output belongs to results.
-        with contextlib.redirect_stdout(sys.stderr):
+        # It also reads the files; of damaged ones our own readers tell.
+        with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(AssertionError, ValueError):
             for arguments in calls:
                 getattr(datasets, dataset)(root=str(folder), download=True, **arguments)
     except (OSError, RuntimeError) as error:

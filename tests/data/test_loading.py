@@ -253,7 +253,7 @@ def idx(array: Array) -> bytes:
 
 
 def write_mnist(folder: Path, *, zipped: bool) -> dict[str, Array]:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     arrays = {
         "train-images-idx3-ubyte": pixels(4, 28, 28),
         "train-labels-idx1-ubyte": np.array([1, 2, 3, 4], dtype=np.uint8),
@@ -381,6 +381,27 @@ def test_download_goes_to_the_cache_and_is_read(
     check_mnist(load_data("mnist", download=True), written)
     assert (Path.home() / ".cache" / "datafree" / "MNIST").is_dir()
     assert capsys.readouterr().out == ""
+
+
+def test_an_interrupted_download_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = Path.home() / ".cache" / "datafree" / "MNIST" / "raw"
+    written: dict[str, Array] = {}
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").touch()
+
+    def fetch(root: str, download: bool, train: bool) -> None:
+        written.update(write_mnist(Path(root) / "MNIST" / "raw", zipped=False))
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", fetch)
+    check_mnist(load_data("mnist", download=True), written)
+
+
+@pytest.mark.parametrize("place", ["mnist", "FOLDER"])
+def test_what_lies_elsewhere_is_not_downloaded(place: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.datasets, "MNIST", lambda **_: pytest.fail("downloaded"))
+    cache = Path.home() / ".cache" / "datafree"
+    written = write_mnist(folder / "MNIST" / "raw" if place == "FOLDER" else cache / place, zipped=True)
+    check_mnist(load_data("mnist", download=True), written)
 
 
 def test_a_download_that_fails_says_so_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
