@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def is_checkpoint(name: str) -> bool:
     """Whether a teacher's name is that of a trained network's file or run folder, not of an architecture to train."""
     if name in model_names() or is_file_arch(name) or name.startswith(("torchvision:", "timm:")):
         return False
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return path.suffix in SUFFIXES or bool(name and path.exists())
 
 

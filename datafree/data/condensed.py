@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +179,7 @@ def load_condensed(path: str | Path, *, device: str | torch.device = "cpu") -> C
     """
     from safetensors import SafetensorError, safe_open
 
-    file = Path(path).expanduser()  # no shell does, in condensed:~/set
+    file = Path(os.path.expanduser(path))  # no shell does, in condensed:~/set
     if file.is_dir():
         file /= FILE
     if not file.is_file():

@@ -35,7 +35,7 @@ def search_folders() -> list[Path]:
     $DATAFREE_DATA (if set), ~/.cache/datafree, ./data, and the folder of Debian's data packages.
     """
     given = os.environ.get("DATAFREE_DATA")
-    return [*([Path(given).expanduser()] if given else []), cache_folder(), Path("data"), DEBIAN]
+    return [*([Path(os.path.expanduser(given))] if given else []), cache_folder(), Path("data"), DEBIAN]
 
 
 def data_name(name: str | os.PathLike[str]) -> str:
@@ -59,7 +59,7 @@ def split_name(name: str | os.PathLike[str]) -> tuple[str, Path | None]:
     if colon and kind in ("npz", "imagefolder"):
         if not path:
             raise ValueError(f"--data {name}: write the path after the colon, such as {kind}:PATH")
-        return kind, Path(path).expanduser()
+        return kind, Path(os.path.expanduser(path))
     if name in DATA:
         return name, None
     near = [*_own_names(name), *difflib.get_close_matches(name.lower().replace("_", "-"), DATA, n=3)]

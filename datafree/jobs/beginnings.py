@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -101,4 +102,4 @@ def absolute_source(source: str | None) -> str | None:
     if source is None or source == "real":
         return source
     path, method = parse_source(source)
-    return f"condensed:{Path(path).expanduser().resolve()}" + (f"+{method}" if method else "")
+    return f"condensed:{Path(os.path.expanduser(path)).resolve()}" + (f"+{method}" if method else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,8 +15,8 @@ def absolute(name: str | None, *, is_path: bool = False) -> str | None:
         return None
     path, colon, function = name.rpartition(".py:")
     if colon:
-        return f"{Path(path).expanduser().resolve()}{colon}{function}"
-    file = Path(name).expanduser()
+        return f"{Path(os.path.expanduser(path)).resolve()}{colon}{function}"
+    file = Path(os.path.expanduser(name))
     return str(file.resolve()) if is_path and file.exists() else name
 
 
@@ -25,7 +26,7 @@ def check_apart(out: str | Path | None, inputs: Mapping[str, str | Path | None])
     A name that is no path on this machine lies nowhere.
     """
     for flag, given in inputs.items():
-        path = None if given is None or out is None else Path(given).expanduser()
+        path = None if given is None or out is None else Path(os.path.expanduser(given))
         if path is not None and path.exists() and path.resolve().is_relative_to(Path(str(out)).resolve()):
             raise ValueError(f"{flag} {given} lies in --out {out}, which is overwritten: give another --out")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -176,7 +177,7 @@ def is_file_arch(name: str) -> bool:
 def run_file(name: str) -> nn.Module:
     """Run the file of ``path/file.py:function`` and return what the function returns: an ``nn.Module``."""
     file, _, function = name.rpartition(":")
-    path = Path(file).expanduser().resolve()
+    path = Path(os.path.expanduser(file)).resolve()
     if not path.is_file():
         raise FileNotFoundError(f"no file {file}: --arch takes path/file.py:function")
     module_name = f"datafree_user_{path.stem}"

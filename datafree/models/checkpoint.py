@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import pickle
 import re
 import warnings
@@ -54,7 +55,7 @@ class Checkpoint:
 
 def find_checkpoint(source: str) -> Path:
     """The file meant by ``source``: itself, or the first of ``FOLDER_FILES`` in a folder."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
         inside = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)

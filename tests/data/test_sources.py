@@ -138,6 +138,13 @@ def test_names_of_nothing_get_the_list(name: str) -> None:
         find_data(name)
 
 
+def test_a_home_of_nobody_is_a_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_data("npz:~nobody_/a.npz") is None
+    assert sources.missing_message("npz:~nobody_/a.npz") == "~nobody_/a.npz is not there: npz: takes the path of a file"
+    monkeypatch.setenv("DATAFREE_DATA", "~nobody_/data")
+    assert find_data("cifar10") is None
+
+
 @pytest.mark.parametrize("name", sorted(DATA))
 def test_named_domains_need_no_data(name: str) -> None:
     assert data_domain(name) is DOMAINS[name]

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from datafree.condensation.trained import is_checkpoint
+from datafree.data.condensed import load_condensed
+from datafree.jobs.beginnings import absolute_source
 from datafree.jobs.paths import absolute, check_apart, data_path
+from datafree.models import build_model
+from datafree.models.checkpoint import find_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +25,20 @@ def test_a_tilde_is_home_where_no_shell_has_replaced_it(tmp_path: Path) -> None:
     (tmp_path / "net.pt").touch()
     assert absolute("~/net.py:make") == f"{tmp_path}/net.py:make"
     assert absolute("~/net.pt", is_path=True) == f"{tmp_path}/net.pt"
+
+
+def test_a_home_of_nobody_is_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert absolute("~nobody_/net.pt", is_path=True) == "~nobody_/net.pt"
+    assert absolute("~nobody_/net.py:make") == f"{tmp_path}/~nobody_/net.py:make"
+    check_apart("net", {"--teacher": "~nobody_/net.pt"})
+    with pytest.raises(FileNotFoundError, match=r"no file ~nobody_/net\.pt"):
+        find_checkpoint("~nobody_/net.pt")
+    with pytest.raises(FileNotFoundError, match=r"no file ~nobody_/net\.py"):
+        build_model("~nobody_/net.py:make", shape=(1, 8, 8), classes=2)
+    with pytest.raises(ValueError, match="no condensed set in ~nobody_/set"):
+        load_condensed("~nobody_/set")
+    assert is_checkpoint("~nobody_/net.pt")
+    assert absolute_source("condensed:~nobody_/set") == f"condensed:{tmp_path}/~nobody_/set"
 
 
 def test_names_stay(tmp_path: Path) -> None:
