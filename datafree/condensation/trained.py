@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -83,7 +83,7 @@ def trained_network(
             setting.say(f"training {wanted.what}{where}")
             begin = time.monotonic()
             train(network, setting, wanted.recipe, torch.Generator(setting.device).manual_seed(wanted.seed))
-            _save(network, path, setting, arch or setting.arch)
+            _save(network, path, setting, arch)
             setting.prepared(time.monotonic() - begin)
     if parallel.world_size() > 1:
         _broadcast(network)
@@ -261,11 +261,13 @@ def _load(network: Normalised, path: Path | None) -> bool:
     return True
 
 
-def _save(network: Normalised, path: Path | None, setting: Setting, name: str) -> None:
+def _save(network: Normalised, path: Path | None, setting: Setting, arch: str | None) -> None:
     if path is None:
         return
-    domain = setting.domain
-    known = {"shape": domain.shape, "classes": domain.classes, "mean": domain.mean, "std": domain.std}
+    domain, name = setting.domain, arch or setting.arch
+    known: dict[str, Any] = {"shape": domain.shape, "classes": domain.classes}
+    if arch is not None or setting.whitening is None:  # else it sees whitened images, and no normalised ones
+        known |= {"mean": domain.mean, "std": domain.std}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_network(path, network.network, {"arch": name, "data": domain.name, **known})

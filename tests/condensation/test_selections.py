@@ -26,8 +26,10 @@ from datafree.data import load_data
 from datafree.data.formation import decode, encode
 from datafree.data.mixing import random_resized_crop
 from datafree.data.tensors import augment, to_float
+from datafree.data.whitening import Whitening
 from datafree.domain import Domain
 from datafree.models import build_model
+from datafree.models.checkpoint import read_checkpoint
 from datafree.teacher import Normalised
 from datafree.training import Clock
 
@@ -301,6 +303,16 @@ def test_what_a_network_depends_on_has_its_own_file(three: Setting, tmp_path: Pa
     three.clock = Clock(steps=20)
     trained_network(three)
     assert len(list(tmp_path.glob("*.safetensors"))) == 6
+
+
+@pytest.mark.parametrize(("zca", "arch", "says"), [(False, None, [0.4]), (True, None, None), (True, "mlp", [0.4])])
+def test_a_file_says_the_normalisation_that_its_network_saw(
+    zca: bool, arch: str | None, says: list[float] | None, three: Setting, tmp_path: Path
+) -> None:
+    three.cache, three.whitening = tmp_path, Whitening.fit(to_float(three.real.x)) if zca else None
+    trained_network(three, arch)
+    (file,) = tmp_path.iterdir()
+    assert read_checkpoint(file).metadata.get("mean") == says
 
 
 def test_a_damaged_file_is_made_again(three: Setting, tmp_path: Path) -> None:
