@@ -58,9 +58,7 @@ class Recipe:
     version: int = 1  # of this file's arithmetic
 
 
-def trained_network(
-    setting: Setting, arch: str | None = None, *, index: int = 0, selecting: bool = False
-) -> Normalised:
+def trained_network(setting: Setting, arch: str | None = None, *, selecting: bool = False) -> Normalised:
     """A network from images in [0, 1] to logits, trained on the real data; evaluation mode, no gradients.
 
     Nothing is drawn from the run's random numbers, whether the network is found or made.
@@ -69,14 +67,13 @@ def trained_network(
         setting: data, networks, length, cache.
         arch: a name; None for the networks of the run (whitened, where those are). A named one always sees the
             domain's normalisation.
-        index: of several networks, which one.
         selecting: for a method without steps, whose clock says nothing unless a length was asked for.
 
     Raises:
         KeyboardInterrupt: a person asked to stop.
     """
     with parallel.forked(setting.device):
-        wanted = _wanted(setting, arch, index, selecting)
+        wanted = _wanted(setting, arch, selecting)
         network, path = wanted.network, wanted.path
         if parallel.rank() == 0 and not _load(network, path):
             where = f", kept in {path}" if path is not None else ""
@@ -93,7 +90,7 @@ def trained_network(
 def needed_network(setting: Setting, arch: str | None = None, *, selecting: bool = False) -> str:
     """A line on the network that `trained_network` will give: whether it is kept, or has to be trained. Trains none."""
     with parallel.forked(setting.device):
-        wanted = _wanted(setting, arch, 0, selecting)
+        wanted = _wanted(setting, arch, selecting)
         kept = _load(wanted.network, wanted.path)
     return f"{wanted.what}: {f'kept in {wanted.path}' if kept else 'has to be trained'}"
 
@@ -141,9 +138,9 @@ class _Wanted(NamedTuple):
     what: str
 
 
-def _wanted(setting: Setting, arch: str | None, index: int, selecting: bool) -> _Wanted:
+def _wanted(setting: Setting, arch: str | None, selecting: bool) -> _Wanted:
     """Seeds the global generator."""
-    seed = (setting.rng.initial_seed() + 1009 * index) % 2**63
+    seed = setting.rng.initial_seed() % 2**63
     torch.manual_seed(seed)
     network = _build(setting, arch)
     name = arch or setting.arch

@@ -105,10 +105,6 @@ class Draws(NamedTuple):
     families: tuple[str, ...]
     values: Tensor
 
-    def rows(self, index: slice | Tensor) -> Draws:
-        """The draws of a part of the batch; a shared draw stays."""
-        return self if len(self.values) == 1 else self._replace(values=self.values[index])
-
     def shard(self) -> Draws:
         """The draws of this process's part of the global batch; a shared draw stays."""
         return self if len(self.values) == 1 else self._replace(values=shard(self.values))

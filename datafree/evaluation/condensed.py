@@ -35,8 +35,6 @@ def score_set(
     *,
     archs: Sequence[str] = (),
     networks: int | None = None,
-    random: bool = True,
-    stored: Sequence[int] | None = None,
     tiles: int = 1,
     seed: int = 0,
     lr: float | None = None,
@@ -46,23 +44,19 @@ def score_set(
     make: Make | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Accuracy on `data`'s test split of networks trained on a set, and of others trained on real images.
+    """Accuracy on `data`'s test split of networks trained on a set.
 
     For choosing anything, give `validation_split(data)` in the place of `data`.
 
     Args:
         images: (N, C, H, W), float in [0, 1] or uint8; of a multi-formation, the decoded ones.
         labels: class numbers (N,), or probabilities (N, classes).
-        data: with a test split, and a training split unless `random` is False. Not changed.
+        data: with a test split. Not changed.
         protocol: a name in `PROTOCOLS`, or a protocol.
         archs: the networks to train, in this order; the protocol's alone if empty.
         networks: how many of each; the protocol's number if None.
-        random: whether to train as many networks on random real images too, each on a choice of its own, with class
-            numbers (or the teacher's labels, by the protocol) and the protocol's own rate.
-        stored: real images of each class to give them; the number of labels of the class if None.
-        tiles: crops a side of each of the set's images, for protocols that go by it (`for_tiles`). The real ones are
-            whole.
-        seed: of everything random. The real images of the same seed and counts are the same for every set.
+        tiles: crops a side of each of the set's images, for protocols that go by it (`for_tiles`).
+        seed: of everything random.
         lr: the set's own rate, in the place of the protocol's.
         device, precision: see `train_networks`.
         teacher: images in [0, 1] to logits, for protocols that want its labels.
@@ -72,9 +66,9 @@ def score_set(
 
     Returns:
         Of the first network: "arch", "accuracies" (fractions of 1), "accuracy_mean", "accuracy_std" (of the sample,
-        divisor n - 1), "interval_95" (of the mean: Student's t, [low, high], None for one network), the same with
-        "random_" in front where `random`, and "seconds". Under "archs" these, for each network by name. Beside them
-        "protocol" (its name, or "custom"), "networks", "images" (how many the set trains on) and "seconds" of all.
+        divisor n - 1), "interval_95" (of the mean: Student's t, [low, high], None for one network), and "seconds".
+        Under "archs" these, for each network by name. Beside them "protocol" (its name, or "custom"), "networks",
+        "images" (how many the set trains on) and "seconds" of all.
     """
     begin = time.monotonic()
     name, protocol = (protocol, named_protocol(protocol)) if isinstance(protocol, str) else ("custom", protocol)
@@ -85,7 +79,6 @@ def score_set(
     _check(images, labels, domain)
     if count < 1:
         raise ValueError(f"{count} networks: give 1 or more")
-    counts = list(stored) if stored is not None else class_counts(labels, domain.classes)
     results = {}
     for arch in archs:
         since, rng = time.monotonic(), torch.Generator().manual_seed(seed)
@@ -104,20 +97,6 @@ def score_set(
             tested=_line_each(say, f"{arch} on the set", count),
         )
         results[arch] = {"arch": arch, **summary(found)}
-        if random:
-            results[arch] |= random_part(
-                data,
-                protocol,
-                arch,
-                counts=counts,
-                networks=count,
-                seed=seed,
-                device=device,
-                precision=precision,
-                teacher=teacher,
-                make=make,
-                say=say,
-            )
         results[arch]["seconds"] = round(time.monotonic() - since, 2)
     return {
         "protocol": name,
@@ -144,11 +123,13 @@ def random_part(
     make: Make | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """What `score_set` says of real images: all its keys that begin with "random_".
+    """What `score_set` says of a set, with "random_" in front of its keys, of random real images that are whole.
 
-    It depends on no set, so that whoever scores several can keep it. `counts` are the images of each class, `arch` is a
-    network's name. `relabel` gives the real images (in [0, 1]) probabilities in the place of their class numbers: a
-    teacher's, where the set has a teacher's labels. The other arguments are those of `score_set`.
+    Each network is trained on a choice of its own, with class numbers (or the teacher's labels, by the protocol) and
+    the protocol's own rate. It depends on no set, so that whoever scores several can keep it. `counts` are the images
+    of each class, `arch` is a network's name. `relabel` gives the real images (in [0, 1]) probabilities in the place of
+    their class numbers: a teacher's, where the set has a teacher's labels. The other arguments are those of
+    `score_set`.
     """
     protocol = named_protocol(protocol) if isinstance(protocol, str) else protocol
     count = protocol.networks if networks is None else networks

@@ -137,7 +137,7 @@ def evaluate_set(
     elif set_labels == "hard":
         labels = condensed.made_for()
     result = score_set(
-        images, labels, held, protocol, archs=archs, random=False, tiles=_tiles(condensed), lr=rate, make=make, **common
+        images, labels, held, protocol, archs=archs, tiles=_tiles(condensed), lr=rate, make=make, **common
     )
     counts = stored_counts(condensed)
     held_counts = class_counts(get_split(held, "train")[1], domain.classes)

@@ -76,7 +76,7 @@ def on_random_images(
     whitened: bool,
     relabel: Forward | None,
 ) -> dict[str, Any]:
-    """The random subset's part of `score_set`. It is not kept where its labels are a teacher's."""
+    """What `random_part` says of random subsets. It is not kept where its labels are a teacher's."""
 
     def compute() -> dict[str, Any]:
         return random_part(data, protocol, arch, counts=counts, make=make, relabel=relabel, **common)
@@ -122,7 +122,7 @@ def on_all_images(
             steps=WHOLE_STEPS, batch_size=128, lr=0.02, schedule="cosine", augmentation="crop_flip", mode="all"
         )
         scores = score_set(
-            data.x_train, data.y_train, data, protocol, archs=[arch], networks=1, random=False, make=make,
+            data.x_train, data.y_train, data, protocol, archs=[arch], networks=1, make=make,
             device=device, precision=precision,
         )  # fmt: skip
         return {"accuracy": scores["accuracy_mean"]}

@@ -294,7 +294,6 @@ def test_what_a_network_depends_on_has_its_own_file(three: Setting, tmp_path: Pa
     three.cache = tmp_path
     three.clock = Clock(steps=1)
     trained_network(three)
-    trained_network(three, index=1)
     trained_network(three, "mlp")
     three.real.x[0, 0, 0, 0] += 1
     trained_network(three)
@@ -302,7 +301,7 @@ def test_what_a_network_depends_on_has_its_own_file(three: Setting, tmp_path: Pa
     trained_network(three)
     three.clock = Clock(steps=20)
     trained_network(three)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 6
+    assert len(list(tmp_path.glob("*.safetensors"))) == 5
 
 
 @pytest.mark.parametrize(("zca", "arch", "says"), [(False, None, [0.4]), (True, None, None), (True, "mlp", [0.4])])
