@@ -269,7 +269,12 @@ def test_crops_are_padded_by_an_eighth_of_each_side(three: Setting, monkeypatch:
     """Of wide images, padded by their width on all sides, most crops would hold no pixel."""
     wide = make_setting(three.real.x.repeat(1, 1, 1, 8), three.real.y, dataclasses.replace(DOMAIN, shape=(1, 8, 64)))
     pads: list[Any] = []
-    monkeypatch.setattr(trained, "augment", lambda images, rng, pad, flip: pads.append(pad) or images)
+
+    def crop(images: Tensor, _: torch.Generator, *, pad: Any, flip: bool) -> Tensor:
+        pads.append(pad)
+        return images
+
+    monkeypatch.setattr(trained, "augment", crop)
     trained.train(nn.Sequential(nn.Flatten(), nn.Linear(512, 3)), wide, trained.Recipe(steps=1, lr=0.1), wide.rng)
     assert pads == [(1, 8)]
 

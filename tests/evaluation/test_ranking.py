@@ -137,7 +137,8 @@ def test_what_cannot_be_ranked() -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_missing_split_is_told_before_anything_is_trained(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datafree.evaluation.condensed.train_networks", lambda *_, **__: pytest.fail("trained"))
-    data = replace(load_data("digits"), **{f"x_{split}": None})
+    change: dict[str, Any] = {f"x_{split}": None}
+    data = replace(load_data("digits"), **change)
     with pytest.raises(ValueError, match=f"digits has no {split} split: add it"):
         rank(data, image_tensor=torch.rand(10, 1, 8, 8), protocol=SHORT)
 
