@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
 from typing import Any
 
 import click
@@ -98,7 +98,7 @@ def evaluate(what: str | None, **values: Any) -> None:
     if what is not None and not is_condensed(what):
         sets_only = _flags(given, *SETS_ONLY)
         if sets_only:
-            if not what.startswith(("torchvision:", "timm:")) and not Path(what).expanduser().exists():
+            if not what.startswith(("torchvision:", "timm:")) and not os.path.exists(os.path.expanduser(what)):
                 raise ValueError(f"there is nothing at {what}: name a condensed set, the folder that condense wrote")
             raise ValueError(f"{what} is no condensed set, and {sets_only} is for sets: leave it out")
         _student(what, values, as_json)

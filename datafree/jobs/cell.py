@@ -112,7 +112,7 @@ def data_state(name: str) -> str | None:
     kind, _, where = name.partition(":")
     if kind not in ("npz", "imagefolder"):
         return None
-    path = Path(where).expanduser()
+    path = Path(os.path.expanduser(where))  # ~name of no user stays as it is
     walked = os.walk(path, followlinks=True)  # as the loader does
     files = sorted(Path(folder, name) for folder, _, names in walked for name in names) if path.is_dir() else [path]
     stats = [(str(file), file.stat()) for file in files if file.is_file()]
