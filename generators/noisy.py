@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class NoisyLinear(nn.Module):
@@ -85,6 +86,7 @@ class Noisy(nn.Module):
 
     def forward(self, targets: Tensor, slots: Tensor | None = None) -> Tensor:
         """Images (N, C, H, W) of classes (N,): a whole batch, or a part of one with its slots."""
-        rows = self.norm(self.get_buffer("embeddings"))[targets]
+        # An index's gradient is added up by all threads at once, in no fixed order; this one row by row.
+        rows = F.embedding(targets, self.norm(self.get_buffer("embeddings")))
         images: Tensor = self.generator(self.noise(rows, self.slots(targets) if slots is None else slots))
         return images

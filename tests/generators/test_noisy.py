@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree.generators import GENERATORS
@@ -63,6 +63,14 @@ def test_part_of_a_batch_is_made_as_in_the_whole() -> None:
     slots = generator.slots(targets)
     parts = [generator(part, its) for part, its in zip(targets.chunk(2), slots.chunk(2), strict=True)]
     torch.testing.assert_close(torch.cat(parts), generator(targets))
+
+
+def test_the_gradient_of_rows_is_not_an_indexs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads add an index's gradient up in no fixed order: one seed would not give the same bits twice."""
+    monkeypatch.setattr(NoisyLinear, "forward", lambda self, rows, slots: rows)
+    rows = Noisy(nn.Identity(), torch.randn(3, 5), 1, 2, 3)(torch.tensor([2, 0, 2]))
+    assert rows.grad_fn is not None
+    assert "Embedding" in rows.grad_fn.name()
 
 
 @pytest.mark.parametrize(
