@@ -94,21 +94,23 @@ class ShapeBank:
         self.bright = domain.shape[0] == 1 and domain.pixels[0][0] > 0.5
         self.images = torch.zeros(domain.classes, self.each, *domain.shape, dtype=torch.uint8, device=setting.device)
         self.added = torch.zeros(domain.classes, dtype=torch.int64, device=setting.device)
-        self.made = 0
+        self.made, self.answer = 0, setting.teacher.answering()
 
     @torch.no_grad()
     def refill(self) -> None:
         """Adds a chunk; the first time as many as the bank is worth, within the run's pace. Every process adds all."""
-        setting, answer = self.setting, self.setting.teacher.answering()
+        setting = self.setting
         chunk = min(CHUNK, setting.batch_size)
         for _ in setting.pace.inner(1 if self.made else FILL):
             images = draw_shapes(chunk, setting.domain.shape, setting.rng, bright=self.bright)
-            classes = answer(images.contiguous(memory_format=torch.channels_last)).argmax(1)
+            classes = self.answer(images.contiguous(memory_format=torch.channels_last)).argmax(1)
             # The how-manieth of its class each is in this chunk: places are a ring for each class.
             rank = (classes[:, None] == classes[None]).tril(-1).sum(1)
+            counts = torch.bincount(classes, minlength=len(self.added))
             places = (self.added[classes] + rank) % self.each
-            self.images[classes, places] = (images * 255).round().to(torch.uint8)
-            self.added += torch.bincount(classes, minlength=len(self.added))
+            stays = rank >= counts[classes] - self.each  # each place is written once: which write wins is left open
+            self.images[classes[stays], places[stays]] = (images[stays] * 255).round().to(torch.uint8)
+            self.added += counts
             self.made += chunk
 
     def draw(self, n: int) -> Tensor:

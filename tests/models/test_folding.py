@@ -110,6 +110,13 @@ def test_what_cannot_be_folded_is_left_alone(make: type[nn.Module]) -> None:
     assert folded(network) is network
 
 
+def test_without_batch_norms_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, copied = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten()), []
+    monkeypatch.setattr(copy, "deepcopy", copied.append)
+    assert folded(network) is network
+    assert not copied
+
+
 def test_a_teachers_answer_is_its_logits() -> None:
     network = lived_in(build_model("resnet8", shape=(3, 16, 16), classes=4), (3, 16, 16))
     teacher, images = Teacher(network, (0.4,) * 3, (0.2,) * 3), torch.rand(3, 3, 16, 16, requires_grad=True)

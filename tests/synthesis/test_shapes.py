@@ -77,18 +77,13 @@ def test_the_prior_leaves_classes_out():
 def test_of_each_class_the_latest_stay():
     bank = bank_of(capacity=8)
     asked: list[Tensor] = []
-    answering = bank.setting.teacher.answering()
+    answer = bank.answer  # made once: it may be a copy of the teacher
 
-    class Watching:
-        def answering(self) -> Any:
-            def answer(images: Tensor) -> Tensor:
-                asked.append(images.clone())
-                logits: Tensor = answering(images)
-                return logits
+    def watching(images: Tensor) -> Tensor:
+        asked.append(images.clone())
+        return answer(images)
 
-            return answer
-
-    bank.setting = dataclasses.replace(bank.setting, teacher=Watching())  # type: ignore[arg-type]
+    bank.answer = watching
     for _ in range(3):
         bank.refill()
     images = torch.cat(asked)
@@ -98,6 +93,26 @@ def test_of_each_class_the_latest_stay():
         latest = (images[classes == c][-2:] * 255).round().to(torch.uint8)
         held = {bytes(i.flatten().tolist()) for i in bank.images[c]}
         assert {bytes(i.flatten().tolist()) for i in latest} <= held
+
+
+class Written:
+    """In the place of a bank's images: the places that each write names."""
+
+    def __init__(self) -> None:
+        self.places: list[list[tuple[int, int]]] = []
+
+    def __setitem__(self, index: tuple[Tensor, Tensor], images: Tensor) -> None:
+        self.places.append(list(zip(*(part.tolist() for part in index), strict=True)))
+
+
+def test_no_place_is_written_twice_at_once():
+    """Which of the writes stayed would change from run to run on several threads."""
+    bank = bank_of(capacity=8)
+    written = Written()
+    bank.images = written  # type: ignore[assignment]
+    bank.refill()
+    assert bank.added.max() > 10 * bank.each
+    assert all(len(places) == len(set(places)) for places in written.places)
 
 
 def test_half_are_strokes(monkeypatch: pytest.MonkeyPatch):
