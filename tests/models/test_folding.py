@@ -111,7 +111,8 @@ def test_what_cannot_be_folded_is_left_alone(make: type[nn.Module]) -> None:
 
 
 def test_without_batch_norms_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, copied = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten()), []
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten())
+    copied: list[nn.Module] = []
     monkeypatch.setattr(copy, "deepcopy", copied.append)
     assert folded(network) is network
     assert not copied
