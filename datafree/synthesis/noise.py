@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datafree.fields import choice, positive
@@ -104,16 +103,20 @@ class Noise:
 
 @contextmanager
 def batch_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Inside, the layers normalise by the global batch's mean and biased variance, and remember nothing of it."""
+    """Inside, the layers normalise by the global batch's mean and biased variance, and remember nothing of it.
 
-    def normalise(norm: _BatchNorm, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
-        (x,) = inputs
-        mean, var = channel_statistics(x)
-        return F.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
+    They must be in evaluation mode. What else a layer does, such as an activation of its own, it goes on doing.
+    """
+    remembered = [(norm, norm.running_mean, norm.running_var) for norm in norms]
 
-    handles = [norm.register_forward_hook(normalise) for norm in norms]
+    def present(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        norm.running_mean, norm.running_var = channel_statistics(inputs[0])
+
+    handles = [norm.register_forward_pre_hook(present) for norm in norms]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for norm, mean, var in remembered:
+            norm.running_mean, norm.running_var = mean, var

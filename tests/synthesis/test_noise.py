@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datafree import losses
 from datafree.distillation import Alternation
@@ -18,10 +18,18 @@ from datafree.training import Clock
 Toy = Callable[..., Setting]
 
 
-def test_answers_are_those_of_a_copy_in_training_mode(toy: Toy) -> None:
+class Activated(nn.BatchNorm2d):
+    """Its activation is inside of it, as in timm's networks."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).tanh()
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, Activated])
+def test_answers_are_those_of_a_copy_in_training_mode(toy: Toy, kind: type[nn.BatchNorm2d]) -> None:
     at = toy()
     (norm,) = at.teacher.norms
-    norm.eps = 0.05
+    norm.__class__, norm.eps = kind, 0.05
     for parameter in (norm.weight, norm.bias):
         nn.init.uniform_(parameter, 0.5, 1.5)
     method = Noise(at, NoiseConfig(batch_statistics=True))
@@ -31,14 +39,17 @@ def test_answers_are_those_of_a_copy_in_training_mode(toy: Toy) -> None:
     torch.testing.assert_close(method.answer(images), twin(images), rtol=1e-4, atol=1e-5)
     assert (method.answer(images) - at.teacher(images)).abs().max() > 0.1
     assert all(torch.equal(t, before[name]) for name, t in at.teacher.network.state_dict().items())
-    assert not any(m.training or m._forward_hooks for m in at.teacher.classifier.modules())
+    assert not any(m.training or m._forward_pre_hooks for m in at.teacher.classifier.modules())
 
 
-def test_hooks_are_removed_after_an_error_too(toy: Toy) -> None:
+def test_the_teacher_is_as_it_was_after_an_error_too(toy: Toy) -> None:
     at = toy()
+    images = torch.rand(2, 3, 8, 8)
+    before = at.teacher(images)
     with pytest.raises(RuntimeError):
-        Noise(at, NoiseConfig(batch_statistics=True)).answer(torch.rand(2, 5, 8, 8))
-    assert not any(m._forward_hooks for m in at.teacher.classifier.modules())
+        Noise(at, NoiseConfig(batch_statistics=True)).answer(torch.rand(2, 3, 9, 9))  # the last layer does not fit
+    assert not any(m._forward_pre_hooks for m in at.teacher.classifier.modules())
+    assert torch.equal(at.teacher(images), before)
 
 
 def test_without_the_flag_the_teacher_answers_as_it_is(toy: Toy) -> None:
