@@ -216,7 +216,7 @@ def _standardised(norm: nn.Module, inputs: Tensor) -> Tensor:
 def _patches(attention: nn.Module, output: Any) -> Tensor | None:
     """The patches (N, P, D) among the tokens that an attention block returned; None if there are not two."""
     tokens = output[0] if isinstance(output, tuple) else output
-    if tokens.dim() != 3:
+    if not isinstance(tokens, Tensor) or tokens.dim() != 3:
         return None
     if isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
         tokens = tokens.transpose(0, 1)

@@ -135,7 +135,7 @@ class DeepInversion:
         self.store = Store(setting, "bank", config.bank)
         self.space = pixel_space(setting)
         self.batch_size = config.synthesis_batch or usual_batch(setting.batch_size)
-        self.patches = patches_weight(config.patches, setting.teacher)
+        self.patches = patches_weight(config.patches, setting)
         self.jitter = max(1, setting.domain.shape[2] // 16) if config.jitter is None else config.jitter
         networks = (setting.teacher.classifier, setting.student)
         self.shown_small = config.multi_resolution and takes_half(networks, setting.domain.shape)

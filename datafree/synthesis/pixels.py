@@ -18,7 +18,6 @@ from datafree.models.build import output_shape
 from datafree.parallel import mean_over_processes, rank, shard, world_size
 from datafree.synthesis.inversion import Best
 from datafree.synthesis.setting import Setting
-from datafree.teacher import Teacher
 
 
 class Space(NamedTuple):
@@ -92,15 +91,23 @@ def whole_batch(pixels: Tensor) -> Tensor:
     return mean_over_processes(torch.cat(parts)) * world_size()
 
 
-def patches_weight(wanted: float | None, teacher: Teacher) -> float:
+def patches_weight(wanted: float | None, setting: Setting) -> float:
     """The weight of the patches' entropy: as asked for; else 1 for a vision transformer and 0 for any other teacher.
 
+    A pass through the teacher tells: not every block that is called attention returns patches.
+
     Raises:
-        ValueError: asked for, and the teacher has no attention block.
+        ValueError: asked for, and no patches are seen.
     """
-    if wanted and not teacher.attentions:
-        raise ValueError(f"--patches {wanted:g}: the teacher has no attention blocks; leave it out")
-    return float(bool(teacher.attentions)) if wanted is None else wanted
+    if wanted == 0 or not setting.teacher.attentions:
+        seen = False
+    else:
+        with torch.no_grad():
+            blank = torch.zeros(1, *setting.domain.shape, device=setting.device)
+            seen = bool(setting.teacher.look(blank, tokens=True).tokens)
+    if wanted and not seen:
+        raise ValueError(f"--patches {wanted:g}: the teacher has no attention blocks that show patches; leave it out")
+    return float(seen) if wanted is None else wanted
 
 
 class Descent(NamedTuple):

@@ -77,7 +77,7 @@ class ZeroQ:
         self.store = Store(setting, "bank", config.bank)
         self.space = pixel_space(setting)
         self.batch_size = config.synthesis_batch or usual_batch(setting.batch_size)
-        self.patches = patches_weight(config.patches, setting.teacher)
+        self.patches = patches_weight(config.patches, setting)
         self.descent = Descent(config.pixel_lr, (0.9, 0.999), config.pixel_steps, config.rise)
 
     def update(self) -> dict[str, float]:

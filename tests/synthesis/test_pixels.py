@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -166,13 +167,48 @@ def test_networks_that_take_half_the_size_are_told_from_others() -> None:
     assert not takes_half([free, fixed], DOMAIN.shape)
 
 
-def test_patches_weigh_only_where_there_is_attention() -> None:
-    plain = setting().teacher
-    assert patches_weight(None, plain) == patches_weight(0.0, plain) == 0
-    with pytest.raises(ValueError, match="--patches 2: the teacher has no attention blocks"):
-        patches_weight(2.0, plain)
-    attentive = Teacher(nn.MultiheadAttention(4, 2), [0.0], [1.0])
-    assert [patches_weight(w, attentive) for w in (None, 0.0, 2.0)] == [1, 0, 2]
+class Attention(nn.Module):
+    num_heads = 2
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, images: Tensor) -> Any:
+        return self.make(images)
+
+
+class Attentive(nn.Module):
+    """A teacher with an attention block that returns what `make` makes of the images."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.attention = Attention(make)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.attention(images)
+        return images.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "seen"),
+    [
+        (lambda x: x.reshape(len(x), 16, 6), True),
+        (lambda x: x.reshape(len(x), 2, 8, 6), False),  # blocks of tokens, as timm's NesT
+        (lambda x: {"maps": x}, False),
+        (None, False),
+    ],
+)
+def test_patches_weigh_only_where_attention_shows_some(make: Callable[[Tensor], Any] | None, seen: bool) -> None:
+    at = setting()
+    if make is not None:
+        at = dataclasses.replace(at, teacher=Teacher(Attentive(make), DOMAIN.mean, DOMAIN.std))
+    assert [patches_weight(w, at) for w in (None, 0.0)] == [seen, 0]
+    if seen:
+        assert patches_weight(2.0, at) == 2
+        return
+    with pytest.raises(ValueError, match="--patches 2: the teacher has no attention blocks that show patches"):
+        patches_weight(2.0, at)
 
 
 def test_two_processes_optimise_the_batch_of_one(in_two: Callable[[Any], list[Any]]) -> None:
