@@ -52,6 +52,7 @@ METHOD: Idle = {
     "copy_momentum": ({"copy_share": (0,)},),
     "divergence": ({"replay": (0,)},),
     "memory_lr": ({"replay": (0,)},),
+    "memory_steps": ({"replay": (0,)},),
     "mix": ({"copies": (0,)},),
 }
 

@@ -87,7 +87,7 @@ class PREConfig:
 
 
 class PRE:
-    """One round: `generator_steps` steps of the generator, then `memory_steps` of the memory."""
+    """One round: `generator_steps` steps of the generator, then `memory_steps` of the memory, if there is a replay."""
 
     Config = PREConfig
     STUDENT: Mapping[str, Any] = {
@@ -136,7 +136,8 @@ class PRE:
         imaging.begin_round()
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
-        for stage, wanted in ((self.imagine, config.generator_steps), (self.learn, config.memory_steps)):
+        memory_steps = config.memory_steps if config.replay else 0  # of a memory that somebody asks
+        for stage, wanted in ((self.imagine, config.generator_steps), (self.learn, memory_steps)):
             for _ in setting.pace.inner(wanted):
                 for name, term in stage().items():
                     sums[name], counts[name] = sums.get(name, 0.0) + term, counts.get(name, 0) + 1

@@ -113,6 +113,7 @@ def test_every_method_refuses_a_bank_beside_another_feed(name: str) -> None:
         ("ssd", {"balance": 0, "diversity": 0.5}, "--diversity with --balance 0"),
         ("mad", {"copy_share": 0, "copy_momentum": 0.5}, "--copy-momentum with --copy-share 0"),
         ("pre", {"replay": 0, "memory_lr": 1}, "--memory-lr with --replay 0"),
+        ("pre", {"replay": 0, "memory_steps": 1}, "--memory-steps with --replay 0"),
         ("spaceshipnet", {"copies": 0, "mix": 0.3}, "--mix with --copies 0"),
         ("spaceshipnet", {"copies": 0, "sample_mode": "eval"}, "--sample-mode with --feed bank and --copies 0"),
         ("deepinversion", {"adaptive": False, "distance": "l1"}, "--distance with --no-adaptive"),
