@@ -77,6 +77,8 @@ class BlendConfig:
         positive(self, "synthesis_batch")
         share(self, "bn_momentum", "warmup")
         part(self, "shapes")
+        if self.shapes == 1:
+            raise ValueError("--shapes 1 shows no image of the generator: take --method noise --distribution shapes")
         choice(self, "distance", "generator", "output", "student_mode", "sample_mode")
 
 

@@ -169,6 +169,11 @@ def test_blend_gives_the_student_the_share_that_was_asked_for(toy: Toy):
     assert sum(bytes(i.flatten().tolist()) in shapes for i in images) == 4
 
 
+def test_a_generator_that_nobody_would_see_is_refused():
+    with pytest.raises(ValueError, match="--shapes 1 .*: take --method noise --distribution shapes"):
+        BlendConfig(shapes=1)
+
+
 def test_without_shapes_blend_draws_from_its_bank_alone(toy: Toy):
     method = Blend(toy(batch_size=16), BlendConfig(shapes=0.0, generator_steps=1, generator_width=8, latent=8))
     method.update()
@@ -176,7 +181,7 @@ def test_without_shapes_blend_draws_from_its_bank_alone(toy: Toy):
     assert method.sample(16).images.shape == (16, 3, 8, 8)
 
 
-@pytest.mark.parametrize(("batch", "share", "shown"), [(1, 0.5, 0), (2, 0.2, 0), (16, 0.02, 0), (2, 1.0, 2)])
+@pytest.mark.parametrize(("batch", "share", "shown"), [(1, 0.5, 0), (2, 0.2, 0), (16, 0.02, 0), (2, 0.9, 2)])
 def test_a_share_may_come_to_no_shape_or_to_shapes_alone(toy: Toy, batch: int, share: float, shown: int):
     method = Blend(toy(batch_size=batch), BlendConfig(shapes=share, generator_steps=1, generator_width=8, latent=8))
     method.update()
