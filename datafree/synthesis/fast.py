@@ -179,16 +179,17 @@ class Fast:
     def _begin(self) -> None:
         """φ <- θ with a fresh Adam; without a meta-generator φ goes on where it was."""
         config, imaging, adam = self.config, self.imaging, self.imaging.optimizer
-        if self.meta_optimizer is not None:
+        imaging.begin_round()  # keeps φ of a generator that it replaces, so θ is not yet copied into it
+        reborn = imaging.optimizer is not adam
+        if self.meta_optimizer is not None and not reborn:
             torch._foreach_copy_(self._phi(), self.meta)
             adam.state.clear()
-        imaging.begin_round()
         if config.reset_first and not self.first_renewed and self.setting.pace.fraction >= config.reset_first:
             renew_first(imaging.generator)
             self.first_renewed = True
         if self.meta_optimizer is not None:  # what was made anew is made anew in θ
             torch._foreach_copy_(self.meta, self._phi())
-            if imaging.optimizer is not adam:
+            if reborn:
                 self.meta_optimizer.state.clear()
 
     @torch.no_grad()

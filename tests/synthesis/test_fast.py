@@ -245,9 +245,12 @@ def test_a_first_layer_made_anew_has_the_releases_spread() -> None:
 
 def test_a_reset_makes_the_meta_generator_anew() -> None:
     method = Fast(setting(), FastConfig(reset=2, meta_lr=1e-12, reset_first=0.0, **SMALL))
-    weights = []
+    weights, ends = [], []
     for _ in range(3):
         method.update()
         weights.append(method.meta[0].clone())
+        ends.append(next(method.imaging.generator.parameters()).detach().clone())
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-9)
     assert (weights[2] - weights[1]).abs().max() > 1e-3
+    first, *_ = method.imaging.grown().values()
+    assert torch.equal(first, ends[1])  # what is saved while the generator is young is a call's result
