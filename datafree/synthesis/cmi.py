@@ -47,6 +47,7 @@ from datafree.synthesis.contrast import Contrast, described
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.inversion import Best, Latents
 from datafree.synthesis.setting import Batch, Setting, student_mode
+from datafree.synthesis.terms import add_terms
 from datafree.synthesis.views import local_view
 
 
@@ -145,7 +146,7 @@ class CMI:
         latents, best = Latents(imaging, rate), Best()
         targets = shard(setting.targets(imaging.batch_size))
         head = [] if contrast is None else list(contrast.head.parameters())
-        total: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         steps = 0
         for _ in setting.pace.inner(config.generator_steps):
             images = latents.images()
@@ -154,12 +155,11 @@ class CMI:
             latents.step()
             if contrast is not None:
                 contrast.step()
-            total = {name: total.get(name, 0.0) + term.detach() for name, term in terms.items()}
-            steps += 1
+            sums, steps = add_terms(sums, terms), steps + 1
         imaging.keep(best.held[0])
         if contrast is not None:
             contrast.remember(*best.held[1:])
-        return {name: float(value) / steps for name, value in total.items()}
+        return {name: float(value) / steps for name, value in sums.items()}
 
     def _terms(self, images: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         """The weighted terms, and the features of part and whole where there is a contrast."""

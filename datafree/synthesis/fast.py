@@ -17,9 +17,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from datafree import losses
 from datafree.config import (
     BankSize,
     Distance,
@@ -41,12 +39,12 @@ from datafree.config import (
     Warmup,
 )
 from datafree.fields import choice, not_negative, positive, share
-from datafree.losses.precision import raised
 from datafree.parallel import shard
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.inversion import Best, Latents
 from datafree.synthesis.remembered import Remembered
-from datafree.synthesis.setting import Batch, Setting, student_mode
+from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.terms import add_terms, inversion_terms
 
 REPTILE = 67.0  # Adam does not see it, but for its eps
 
@@ -143,34 +141,21 @@ class Fast:
         self._begin()
         latents, best = Latents(imaging, config.latent_lr), Best()
         targets = shard(setting.targets(imaging.batch_size))
-        total: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         gradients = [torch.zeros_like(theta) for theta in self.meta]
         steps = 0
         for _ in setting.pace.inner(config.generator_steps):
             images = latents.images()
-            terms = self._terms(setting.view(images), targets)
+            terms = inversion_terms(setting, config, self.remembered, images, targets)
             best.offer(latents.backward(terms), images)
             if config.meta == "fomaml":
                 torch._foreach_add_(gradients, [p.grad for p in self._phi() if p.grad is not None])
             latents.step()
-            total = {name: total.get(name, 0.0) + term.detach() for name, term in terms.items()}
-            steps += 1
+            sums, steps = add_terms(sums, terms), steps + 1
         self._lead(gradients)
         self.remembered.remember()
         imaging.keep(best.held[0])
-        return {name: float(value) / steps for name, value in total.items()}
-
-    def _terms(self, view: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        setting, config = self.setting, self.config
-        teacher, _, seen = setting.teacher.look(view, statistics=config.bn > 0)
-        terms = {"onehot": config.onehot * F.cross_entropy(raised(teacher), targets)}
-        if seen:
-            terms["bn"] = config.bn * self.remembered.term(seen)
-        if config.adv and not setting.pace.warming:
-            with student_mode(setting.student, config.student_mode):
-                student = setting.student(view)
-            terms["adv"] = -config.adv * losses.disagreement(student, teacher, config.distance, config.masked)
-        return terms
+        return {name: float(value) / steps for name, value in sums.items()}
 
     def _phi(self) -> list[Tensor]:
         return list(self.imaging.generator.parameters())

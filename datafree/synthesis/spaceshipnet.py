@@ -45,6 +45,7 @@ from datafree.parallel import gather, shard, world_size
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.inversion import Best, Latents
 from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.terms import add_terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ class SpaceshipNet:
         imaging.optimizer.state.clear()  # every call has its own Adam, though the generator goes on
         latents, best = Latents(imaging, 0.0), Best()
         targets = shard(setting.targets(imaging.batch_size))
-        total: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         steps = 0
         for _ in setting.pace.inner(config.generator_steps):
             images = latents.images()
@@ -138,15 +139,14 @@ class SpaceshipNet:
                 terms["bn"] = config.bn * losses.batch_norm_statistics(seen, config.first_bn)
             best.offer(latents.backward(terms), images)
             latents.step()
-            total = {name: total.get(name, 0.0) + term.detach() for name, term in terms.items()}
-            steps += 1
+            sums, steps = add_terms(sums, terms), steps + 1
         # With "last" the student sees one batch, with "fresh" those that it asks for.
         copies = {"bank": config.copies, "last": min(config.copies, 1), "fresh": 0}[config.feed]
         if not copies:
             imaging.keep(best.held[0])
         for _ in setting.pace.inner(copies):
             imaging.keep(self._render(latents.values))
-        return {name: float(value) / steps for name, value in total.items()}
+        return {name: float(value) / steps for name, value in sums.items()}
 
     @torch.no_grad()
     def _render(self, latents: Tensor) -> Tensor:
