@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -170,11 +171,15 @@ class Mixed:
 def parse_source(source: str) -> tuple[str, str | None]:
     """ "condensed:PATH" or "condensed:PATH+METHOD" as path and method; "real", the data's own images, is not for here.
 
+    A file or folder of the whole name goes first: names may have a plus in them.
+
     Raises:
         ValueError: anything else.
     """
     kind, _, rest = source.partition(":")
     if kind != "condensed" or not rest:
         raise ValueError(f"--source {source}: give condensed:PATH, condensed:PATH+METHOD to mix, or real")
+    if Path(rest).expanduser().exists():
+        return rest, None
     path, plus, method = rest.rpartition("+")
     return (path, method) if plus and method.isidentifier() else (rest, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -180,6 +181,13 @@ def test_weights_and_extras_are_of_the_methods_images() -> None:
 )
 def test_a_source_is_a_path_and_perhaps_a_method(text: str, wanted: tuple[str, str | None]) -> None:
     assert parse_source(text) == wanted
+
+
+def test_a_folder_with_a_plus_in_its_name_is_one(tmp_path: Path) -> None:
+    folder = tmp_path / "set+v2"
+    folder.mkdir()
+    assert parse_source(f"condensed:{folder}") == (str(folder), None)
+    assert parse_source(f"condensed:{folder}+dafl") == (str(folder), "dafl")
 
 
 @pytest.mark.parametrize("text", ["condensed:", "nonsense", "set+dafl"])
