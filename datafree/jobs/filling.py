@@ -101,13 +101,15 @@ def fit_terms(
 
 
 def fit_bank(method_config: Any, options: Mapping[str, Any], domain: Domain, choices: list[str]) -> Any:
-    """Keeps a bank that nobody asked for within BANK_BYTES: large images get fewer places."""
-    places = BANK_BYTES // math.prod(domain.shape)
+    """Keeps the bank (or `banks`) that nobody asked for within BANK_BYTES: large images get fewer places."""
+    banks = getattr(method_config, "banks", 1)
+    places = BANK_BYTES // (math.prod(domain.shape) * banks)
     holds = dataclasses.asdict(method_config)
     held = 0 if idle_beside("bank", holds, METHOD) else holds.get("bank", 0)
     if "bank" in options or held <= places:
         return method_config
-    choices.append(f"bank: {places:,} images ({BANK_BYTES / 1e6:.0f} MB)")
+    what = f"bank: {places:,} images" if banks == 1 else f"banks: {banks} of {places:,} images each"
+    choices.append(f"{what} ({BANK_BYTES / 1e6:.0f} MB)")
     return dataclasses.replace(method_config, bank=places)
 
 

@@ -323,12 +323,12 @@ def network_costs(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def expected_memory_mb(plan: Plan) -> int:
-    """A rough estimate of the peak: activations of both networks' training step, weights, optimiser state, the bank."""
+    """A rough estimate of the peak: activations of both networks' training step, weights, optimiser state, banks."""
     batch, shape = plan.config.batch_size or 0, plan.domain.shape
     activations = sum(activation_bytes(net, shape, batch) for net in (plan.teacher.teacher.network, plan.network))
     half = 0.5 if plan.config.precision == "bf16" else 1.0
     weights = 4 * (4 * parameters(plan.network) + parameters(plan.teacher.teacher.network))
     held = dataclasses.asdict(plan.method_config)
-    bank = 0 if idle_beside("bank", held, METHOD) else held.get("bank", 0)
+    bank = 0 if idle_beside("bank", held, METHOD) else held.get("bank", 0) * getattr(plan.method_config, "banks", 1)
     libraries = 400e6
     return round((2 * half * activations + weights + bank * shape[0] * shape[1] * shape[2] + libraries) / 1e6)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from datafree.config import (
-    BankSize,
     Distance,
     Embedding,
     FirstNorm,
@@ -64,7 +63,7 @@ class BlendConfig:
     synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "eval"
     sample_mode: SampleMode = "train"
-    bank: BankSize = 20_000
+    bank: Annotated[int, "images the bank holds, and the bank of random shapes; the oldest go first"] = 20_000
     shapes: Annotated[float, "share of random shapes among the student's images; 0.5 where there is no batch norm"] = (
         0.0
     )
@@ -80,6 +79,11 @@ class BlendConfig:
         if self.shapes == 1:
             raise ValueError("--shapes 1 shows no image of the generator: take --method noise --distribution shapes")
         choice(self, "distance", "generator", "output", "student_mode", "sample_mode")
+
+    @property
+    def banks(self) -> int:
+        """How many banks of `bank` images are held."""
+        return 2 if self.shapes else 1
 
 
 class Blend:

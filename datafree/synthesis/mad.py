@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.func import functional_call
 
 from datafree.config import (
-    BankSize,
     Distance,
     Feed,
     FirstNorm,
@@ -70,7 +69,7 @@ class MADConfig:
     student_mode: StudentMode = "eval"
     feed: Feed = "bank"
     sample_mode: SampleMode = "train"
-    bank: BankSize = 10_000
+    bank: Annotated[int, "images each of the two generators' banks holds; the oldest go first"] = 10_000
     reset: Reset = 20
     warmup: Warmup = 0.1
 
@@ -81,6 +80,11 @@ class MADConfig:
         part(self, "copy_share")
         share(self, "copy_momentum", "bn_momentum", "warmup")
         choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
+
+    @property
+    def banks(self) -> int:
+        """How many banks of `bank` images are held."""
+        return 2
 
 
 class MAD:

@@ -231,3 +231,19 @@ def test_a_bank_that_nobody_draws_from_is_left_alone(plain_teacher: str, monkeyp
     assert made["method_options"]["bank"] == 20_000
     assert not any(choice.startswith("bank") for choice in made["choices"])
     assert dry_run(**short, distribution="shapes")["method_options"]["bank"] == 100
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "banks"), [("mad", {}, 2), ("blend", {"shapes": 0.5}, 2), ("blend", {"shapes": 0.0}, 1)]
+)
+def test_all_banks_of_a_method_count(
+    method: str, options: dict[str, float], banks: int, plain_teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {**SHORT, "teacher": plain_teacher, "method": method, **options}
+    small, large = (dry_run(**short, bank=size)["expected_memory_mb"] for size in (10, 1_000_000))
+    assert large - small == pytest.approx(64 * banks, abs=1)
+    monkeypatch.setattr("datafree.jobs.filling.BANK_BYTES", 64 * 100)
+    made = dry_run(**short)
+    assert made["method_options"]["bank"] == 100 // banks
+    said = {1: "bank: 100 images (0 MB)", 2: "banks: 2 of 50 images each (0 MB)"}
+    assert said[banks] in made["choices"]
