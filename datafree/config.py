@@ -55,7 +55,7 @@ GeneratorName = Annotated[
 GeneratorWidth = Annotated[int | None, "channels of the generator's last map; default: 32, 16 for grey images"]
 Output = Annotated[
     Literal["sigmoid", "standardised"],
-    "how the generator ends: a sigmoid, or standardised over the batch to the images' mean and spread",
+    "how the generator ends: a sigmoid, or standardised over the batch to the mean and spread of the data's constants",
 ]
 GeneratorLr = Annotated[float, "Adam's rate for the generator"]
 GeneratorSteps = Annotated[int, "generator steps a round"]
@@ -66,7 +66,9 @@ Feed = Annotated[
 ]
 BankSize = Annotated[int, "images the bank holds; the oldest go first"]
 Reset = Annotated[int, "re-initialise the generator every so many rounds; 0: never"]
-SynthesisBatch = Annotated[int | None, "images a generator step; default: the batch size, 64 at most"]
+SynthesisBatch = Annotated[
+    int | None, "images a synthesis step; default: the batch size, 64 at most except with --feed last"
+]
 Eviction = Annotated[
     Literal["fifo", "priority"], "which images leave a full bank: the oldest, or those on which both agree most"
 ]

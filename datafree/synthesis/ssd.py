@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datafree.config import (
-    BankSize,
     Distance,
     Eviction,
     Feed,
@@ -79,7 +78,7 @@ class SSDConfig:
     student_mode: StudentMode = "eval"
     feed: Feed = "bank"
     sample_mode: SampleMode = "train"
-    bank: BankSize = 5_000
+    bank: Annotated[int, "images the bank holds; --eviction says which leave when it is full"] = 5_000
     eviction: Eviction = "priority"
     reset: Reset = 20
     warmup: Warmup = 0.1

@@ -33,6 +33,7 @@ from datafree.config import (
     SampleMode,
     StudentMode,
     StudentSteps,
+    SynthesisBatch,
 )
 from datafree.fields import choice, not_negative, positive
 from datafree.parallel import average_gradients
@@ -53,7 +54,7 @@ class ZSKTConfig:
     generator_schedule: Annotated[Literal["cosine", "constant"], "the generator's rate over the run"] = "cosine"
     generator_clip: Annotated[float, "largest norm of the generator's gradient; 0: not clipped"] = 5.0
     student_steps: StudentSteps = 10
-    synthesis_batch: Annotated[int | None, "images a generator step; default: the batch size"] = None
+    synthesis_batch: SynthesisBatch = None
     student_mode: StudentMode = "train"
     feed: Feed = "last"
     sample_mode: SampleMode = "train"

@@ -170,7 +170,7 @@ def test_blend_gives_the_student_the_share_that_was_asked_for(toy: Toy):
 
 
 def test_a_generator_that_nobody_would_see_is_refused():
-    with pytest.raises(ValueError, match="--shapes 1 .*: take --method noise --distribution shapes"):
+    with pytest.raises(ValueError, match=r"^--shapes 1 .*: take --method noise --distribution shapes"):
         BlendConfig(shapes=1)
 
 
