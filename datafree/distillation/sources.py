@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -179,7 +179,7 @@ def parse_source(source: str) -> tuple[str, str | None]:
     kind, _, rest = source.partition(":")
     if kind != "condensed" or not rest:
         raise ValueError(f"--source {source}: give condensed:PATH, condensed:PATH+METHOD to mix, or real")
-    if Path(rest).expanduser().exists():
+    if os.path.exists(os.path.expanduser(rest)):
         return rest, None
     path, plus, method = rest.rpartition("+")
     return (path, method) if plus and method.isidentifier() else (rest, None)
