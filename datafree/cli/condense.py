@@ -60,18 +60,21 @@ def condense(**values: Any) -> None:
         others = [*common, *own, *(n for n in ("config", "force", "dry_run") if values[n])]
         _print_result(resume(KIND, "resume_condense", out, others, quiet), quiet)
         return
+    chosen = None
     if values["config"] is not None:
         saved = read_config(values["config"], KIND)
-        common, own = saved_and_given(saved, (common, own), (("steps", "budget"), ("ipc", "images")))
+        common, own, chosen = saved_and_given(saved, (common, own), (("steps", "budget"), ("ipc", "images")))
     config = CondenseConfig(**common)
     method_config(**own)  # an impossible value is an error before torch is loaded
     from datafree import jobs
 
     if values["dry_run"]:
-        _print_plan(jobs.dry_run_condense(config, **own))
+        _print_plan(jobs.dry_run_condense(config, set_by_user=chosen, **own))
         return
     with Display(quiet) as display:
-        result = jobs.condense(config, out=out, force=values["force"], say=display.say, show=display.show, **own)
+        result = jobs.condense(
+            config, out=out, force=values["force"], set_by_user=chosen, say=display.say, show=display.show, **own
+        )
     _print_result(result, quiet)
 
 

@@ -19,12 +19,18 @@ from datafree.fields import fields_of
 OF_DATA = ("arch", "shape", "classes", "mean", "std", "flip", "zca", "bn", "shapes", "student_steps", "bank")
 # What follows from what a run trains, and how, likewise.
 OF_STUDENT = ("batch_size", "optimizer", "lr", "weight_decay")
+# The embedded digits job is short, any other takes its time.
+LENGTHS = ("steps", "epochs", "budget")
 READ_OFF: Mapping[str, tuple[str, ...]] = {
-    "teacher": (*OF_DATA, "data"),
-    "data": OF_DATA,
+    "teacher": (*OF_DATA, *OF_STUDENT, *LENGTHS, "data", "student"),
+    "data": (*OF_DATA, *OF_STUDENT, *LENGTHS, "student", "factor", "init"),
+    "shape": (*OF_DATA, *OF_STUDENT, "student"),
     "student": OF_STUDENT,
     "optimizer": ("lr", "weight_decay"),
     "batch_size": ("lr",),
+    "ipc": ("factor", "init"),
+    "images": ("factor", "init"),
+    "factor": ("init",),
 }
 
 RESUMED = ("train", "condense", "pretrain")  # commands that have --resume
@@ -164,23 +170,29 @@ def saved_and_given(
     saved: Saved,
     given: tuple[dict[str, Any], dict[str, Any]],
     alternatives: tuple[tuple[str, ...], ...],
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], frozenset[str]]:
     """A saved run with flags over it. Of `alternatives`, which exclude each other, a given one ousts a saved one.
 
-    With another method the saved run's has no say: what a person had set stays, what that method made of the rest goes.
-    So it is with what was read off the teacher or the data, where another one is given.
+    With another method or preset the saved run's has no say: what a person had set stays, what that made of the rest
+    goes. So it is with what was read off the teacher or the data, where another one is given.
+
+    Returns:
+        The configuration, the method's options, and the names of all that a person has set, then or now.
     """
     (common, own, chosen, _), (new, new_own) = saved, given
-    if "method" in new and new["method"] != common.get("method"):
-        common, own = {k: v for k, v in common.items() if k in chosen - {"preset"}}, {}
-    for other in set(READ_OFF) & set(new):
+    other = {name for name in ("method", "preset") if name in new and new[name] != common.get(name)}
+    if other:
+        common, own = ({k: v for k, v in each.items() if k in chosen - {"preset"}} for each in (common, own))
+    if "method" in other:
+        own = {}
+    for name in set(READ_OFF) & set(new):
         common, own = (
-            {k: v for k, v in each.items() if k in chosen or k not in READ_OFF[other]} for each in (common, own)
+            {k: v for k, v in each.items() if k in chosen or k not in READ_OFF[name]} for each in (common, own)
         )
     for names in alternatives:
         if set(names) & set(new):
             common = {k: v for k, v in common.items() if k not in names}
-    return {**common, **new}, {**own, **new_own}
+    return {**common, **new}, {**own, **new_own}, chosen & {*common, *own} | {*new, *new_own}
 
 
 def resume(kind: Kind, job: str, out: str | None, others: list[str], quiet: bool) -> Any:

@@ -59,22 +59,23 @@ def train(**values: Any) -> None:
         others = [*common, *own, *(name for name in ("config", "force", "dry_run") if values[name])]
         _print_result(resume(KIND, "resume", out, others, quiet), quiet)
         return
-    sha256 = None
+    sha256 = chosen = None
     if values["config"] is not None:
         saved = read_config(values["config"], KIND)
         sha256 = None if "teacher" in common or saved.common.get("teacher") is None else saved.sha256
-        common, own = saved_and_given(saved, (common, own), (("steps", "epochs", "budget"),))
+        common, own, chosen = saved_and_given(saved, (common, own), (("steps", "epochs", "budget"),))
     config = TrainConfig(**common)
     method_config(**own)  # an impossible value is an error before torch is loaded
     from datafree import jobs
 
     if values["dry_run"]:
-        _print_plan(jobs.dry_run(config, teacher_sha256=sha256, **own))
+        _print_plan(jobs.dry_run(config, teacher_sha256=sha256, set_by_user=chosen, **own))
         return
     with Display(quiet) as display:
         result = jobs.train(
-            config, out=out, force=values["force"], teacher_sha256=sha256, say=display.say, show=display.show, **own
-        )
+            config, out=out, force=values["force"], teacher_sha256=sha256, set_by_user=chosen, say=display.say,
+            show=display.show, **own,
+        )  # fmt: skip
     _print_result(result, quiet)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,7 @@ def condense(
     data: Any = None,
     out: str | Path | None = None,
     force: bool = False,
+    set_by_user: Collection[str] | None = None,
     say: Say = _silent,
     show: Show = _silent,
     **options: Any,
@@ -74,6 +75,7 @@ def condense(
         data: a name, a `datafree.Data`, or any `torch.utils.data.Dataset` of (image, class number) items.
         out: folder of the run; default runs/condense-METHOD-N.
         force: overwrite a run that stands in `out`.
+        set_by_user: as for `train`.
         say: called with each line worth telling.
         show: called with the measurements of the moment, about once a second.
         options: fields of `CondenseConfig` and of the method's configuration.
@@ -84,7 +86,7 @@ def condense(
         TermError: a term became NaN or infinite.
         Interrupted: Ctrl-C, after saving.
     """
-    plan = _plan(config, data, options)  # whatever is wrong is found before anything is written
+    plan = _plan(config, data, options, set_by_user)  # whatever is wrong is found before anything is written
     config, taught = plan.config, plan.teacher_file
     check_apart(out, {"--teacher": taught["file"] if taught else None, "--data": data_path(config.data)})
     name = f"condense-{config.method}"
@@ -96,16 +98,24 @@ def condense(
         return _execute(plan, folder, None, say, show)
 
 
-def dry_run_condense(config: CondenseConfig | None = None, *, data: Any = None, **options: Any) -> dict[str, Any]:
+def dry_run_condense(
+    config: CondenseConfig | None = None,
+    *,
+    data: Any = None,
+    set_by_user: Collection[str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Resolves everything and makes nothing: what run.json would hold, the set's budget, what is made beforehand.
 
     Writes no file. Arguments as for `condense`; what a person can mend raises as there.
     """
-    plan = _plan(config, data, options)
+    plan = _plan(config, data, options, set_by_user)
     return {**manifest(plan), "budget": set_budget(plan), "beforehand": beforehand(plan)}
 
 
-def _plan(config: CondenseConfig | None, data: Any, options: Mapping[str, Any]) -> CondensePlan:
+def _plan(
+    config: CondenseConfig | None, data: Any, options: Mapping[str, Any], set_by_user: Collection[str] | None
+) -> CondensePlan:
     """The plan of `condense`'s arguments."""
     config = as_config(config, CondenseConfig, "datafree.condense(data={})")
     given = None
@@ -119,7 +129,10 @@ def _plan(config: CondenseConfig | None, data: Any, options: Mapping[str, Any]) 
     common = {f.name for f in dataclasses.fields(CondenseConfig)}
     config = replace(config, {k: v for k, v in options.items() if k in common})
     own = {k: v for k, v in options.items() if k not in common}
-    return condense_plan(config, own, prepare(config), given)
+    plan = condense_plan(config, own, prepare(config), given)
+    if set_by_user is not None:
+        plan.set_by_user = tuple(sorted(set_by_user))
+    return plan
 
 
 def resume_condense(out: str | Path, *, data: Any = None, say: Say = _silent, show: Show = _silent) -> Condensed:

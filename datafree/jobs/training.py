@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,6 +60,7 @@ def train(
     out: str | Path | None = None,
     force: bool = False,
     teacher_sha256: str | None = None,
+    set_by_user: Collection[str] | None = None,
     say: Say = _silent,
     show: Show = _silent,
     **options: Any,
@@ -71,6 +72,8 @@ def train(
         out: folder of the run; default runs/NAME-N.
         force: overwrite a run that stands in `out`.
         teacher_sha256: what the teacher's file had when the run was made that this one repeats; another is a warning.
+        set_by_user: the options that a person set, where this run repeats another, which holds them all; default: those
+            that are not as by default.
         say: called with each line worth telling (choices, warnings).
         show: called with the measurements of the moment, about once a second.
         options: fields of `TrainConfig` and of the method's configuration. `teacher` and `student` may be networks
@@ -93,7 +96,7 @@ def train(
         if config.teacher is None:
             file = embedded_teacher(config, run.path / TEACHER, device, say)
             plan = make_plan(config, options, device, networks=networks, embedded_teacher=file)
-        _compare_teacher(plan, teacher_sha256)
+        _repeat(plan, teacher_sha256, set_by_user)
         for line in plan.choices:
             say(line)
         for line in plan.warnings:
@@ -153,7 +156,13 @@ def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent, **netwo
         return _execute(plan, run, run.last_checkpoint(say), say, show)
 
 
-def dry_run(config: TrainConfig | None = None, *, teacher_sha256: str | None = None, **options: Any) -> dict[str, Any]:
+def dry_run(
+    config: TrainConfig | None = None,
+    *,
+    teacher_sha256: str | None = None,
+    set_by_user: Collection[str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Resolves everything and computes nothing: configuration, networks, the memory expected (MB). Writes no file.
 
     Without a teacher (the embedded digits job) an untrained network stands in for it. Arguments as of `train`.
@@ -161,12 +170,15 @@ def dry_run(config: TrainConfig | None = None, *, teacher_sha256: str | None = N
     networks, options = part_networks(options)
     config, options = split_options(config or TrainConfig(), options)
     plan = _first_plan(config, options, prepare(config), networks)
-    _compare_teacher(plan, teacher_sha256)
+    _repeat(plan, teacher_sha256, set_by_user)
     return {**manifest(plan), "expected_memory_mb": expected_memory_mb(plan)}
 
 
-def _compare_teacher(plan: Plan, sha256: str | None) -> None:
+def _repeat(plan: Plan, sha256: str | None, set_by_user: Collection[str] | None) -> None:
+    """What only the run knows that this one repeats: its teacher's hash, and what a person had set of it."""
     loaded = plan.teacher.loaded
+    if set_by_user is not None:
+        plan.set_by_user = tuple(sorted(set_by_user))
     if sha256 is not None and loaded.sha256 != sha256:
         plan.warnings.append(f"{loaded.source} has changed since the run was made that this one repeats")
 

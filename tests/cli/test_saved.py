@@ -42,7 +42,7 @@ def again(file: str, job: str) -> dict[str, Any]:
 def rows(answer: Any) -> list[str]:
     """What a dry run prints, without the lines on what was chosen."""
     assert (answer.status, answer.err) == (0, ""), answer
-    return [line for line in answer.out.splitlines() if not line.startswith("choice")]
+    return [line for line in answer.out.splitlines() if line.split()[0] != "choice"]
 
 
 @pytest.mark.parametrize("method", list(condensation.METHODS))
@@ -91,6 +91,55 @@ def test_a_preset_stays_with_its_method(cli: Cli, tmp_path: Path) -> None:
     file, first = saved(tmp_path, "train", method="dfad", preset="official", steps=2)
     assert again(file, "train")["config"] == first["config"]
     assert rows(cli("train", "--config", file, "--method", "noise", "--dry-run"))
+
+
+def test_another_preset_is_planned_as_if_what_was_set_were_given(cli: Cli, tmp_path: Path) -> None:
+    file, _ = saved(tmp_path, "train", method="dafl", steps=3, bank=99, feed="bank")
+    flags = ("--preset", "zju", "--dry-run")
+    wanted = rows(cli("train", "--method", "dafl", "--steps", 3, "--bank", 99, "--feed", "bank", *flags))
+    assert rows(cli("train", "--config", file, *flags)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "flags"),
+    [
+        ("train", {"method": "noise", "steps": 1, "batch_size": 16, "student": "mlp"}, ("--steps", 2)),
+        ("condense", {"method": "mean", "ipc": 2}, ("--ipc", 1)),
+    ],
+)
+def test_a_rerun_knows_what_a_person_had_set_of_the_first(
+    job: str, options: dict[str, Any], flags: tuple[Any, ...], cli: Cli, teacher: Path, tmp_path: Path
+) -> None:
+    options |= {"teacher": str(teacher)} if job == "train" else {}
+    file, first = saved(tmp_path, job, **options)
+    assert cli(job, "--config", file, *flags, "--seed", 3, "--out", "again", "-q").status == 0
+    again = json.loads((tmp_path / "again" / "run.json").read_text())
+    assert set(again["set_by_user"]) == {*first["set_by_user"], "seed"}
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "fixed", "flags"),
+    [
+        ("train", {}, (), ("--teacher", "resnet32.pt")),  # the embedded job's length is its own
+        ("train", {"teacher": "resnet32.pt"}, ("--teacher", "resnet32.pt"), ("--shape", "3x96x96")),
+        ("condense", {"data": "npz:own.npz", "steps": 2}, ("--data", "npz:own.npz", "--steps", 2), ("--ipc", 1)),
+        ("condense", {"data": "npz:own.npz", "ipc": 1}, ("--data", "npz:own.npz", "--ipc", 1), ("--factor", 1)),
+        ("condense", {"ipc": 1}, ("--ipc", 1), ("--data", "npz:own.npz")),
+    ],
+)
+def test_what_is_read_off_what_is_replaced_is_as_in_a_fresh_run(
+    job: str, options: dict[str, Any], fixed: tuple[Any, ...], flags: tuple[Any, ...], cli: Cli, tmp_path: Path
+) -> None:
+    import numpy as np
+    import torch
+
+    from datafree.models import build_model
+
+    images, labels = np.zeros((200, 16, 16, 1), np.uint8), np.arange(200) % 10
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    torch.save(build_model("resnet32", shape=(3, 32, 32), classes=10).state_dict(), tmp_path / "resnet32.pt")
+    file, _ = saved(tmp_path, job, **options)
+    assert rows(cli(job, "--config", file, *flags, "--dry-run")) == rows(cli(job, *fixed, *flags, "--dry-run"))
 
 
 def test_of_a_file_that_does_not_say_what_was_set_all_counts(cli: Cli, tmp_path: Path) -> None:
