@@ -239,12 +239,12 @@ def _check(config: Any, names: tuple[str, ...], holds: Callable[[Any], bool], wa
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of "90", "90s", "15m", "1.5h" or "1h30m".
+    """Seconds of "90", "90s", "15m", "1.5h", "1h30m" or "1m30"; "1h30" is none, where the 30 may be of either.
 
     Raises:
         ValueError: not a duration above 0.
     """
-    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", str(text).strip().lower())
+    match = re.fullmatch(r"(?:([\d.]+)h(?![\d.]+$))?(?:([\d.]+)m)?(?:([\d.]+)s?)?", str(text).strip().lower())
     try:
         hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
     except ValueError:

@@ -180,6 +180,8 @@ def test_replace_checks_again() -> None:
         ("1.5h", 5400),
         ("1h30m", 5400),
         ("1h1m1s", 3661),
+        ("1h30s", 3630),
+        ("1m30", 90),
         (".5m", 30),
         (" 2M ", 120),
         ("0.1s", 0.1),
@@ -190,7 +192,8 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "0s", "-5m", "soon", "15 min", "1m1h", "5x", "1.2.3m", ".", "h", "nan", "inf", "1e3s", "m5"]
+    "text",
+    ["", "0", "0s", "-5m", "soon", "15 min", "1m1h", "5x", "1.2.3m", ".", "h", "nan", "inf", "1e3s", "m5", "1h30"],
 )
 def test_durations_of_nonsense(text: str) -> None:
     with pytest.raises(ValueError, match=r"--budget is .*: give a time such as 90s, 15m or 1\.5h"):
