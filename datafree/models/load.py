@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from datafree.models import ALIASES, MODELS, model_names
-from datafree.models.build import RETURNS, build_model, is_file_arch, output_shape, run_file, unknown_name
+from datafree.models.build import (
+    RETURNS,
+    build_model,
+    check_output,
+    is_file_arch,
+    output_shape,
+    run_file,
+    unknown_name,
+)
 from datafree.models.checkpoint import (
     Checkpoint,
     architecture_beside,
@@ -87,6 +95,8 @@ def load_model(
         check_classes(source, found.classes, classes, "its pretrained weights")
         if shape is not None and shape[0] != found.shape[0]:
             raise ValueError(f"{source} takes {found.shape[0]} channels, not {shape[0]}: give data of as many")
+        if shape not in (None, found.shape):
+            check_output(found.network, name=source, shape=shape, classes=found.classes)
         return Loaded(
             network=found.network,
             arch=source,

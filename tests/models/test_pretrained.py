@@ -64,6 +64,8 @@ def test_download_only_when_allowed(cache: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.hub, "download_url_to_file", serve)
     found = load_model("torchvision:squeezenet1_1", download=True)
     assert found.classes == 1000
+    with pytest.raises(ValueError, match=r"^torchvision:squeezenet1_1 cannot take images of 3x8x8: "):
+        load_model("torchvision:squeezenet1_1", shape=(3, 8, 8))
     file = cache / "squeezenet1_1-b8a52dc0.pth"
     assert asked == [("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", str(file), "b8a52dc0")]
 
