@@ -160,12 +160,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def synchronise(network: nn.Module) -> nn.Module:
     """Makes batch norm in training mode use the global batch's statistics; parameters, buffers and names stay.
 
-    torch's own SyncBatchNorm works on GPUs only. Nothing changes for one process.
+    torch's own SyncBatchNorm works on GPUs only. Nothing changes for one process. In evaluation mode nothing is
+    reduced, for the first process tests alone: a batch norm without running statistics then takes each process's own.
     """
     if world_size() == 1:
         return network
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.forward = _synchronised_forward(module)  # type: ignore[method-assign]
     return network
 
@@ -178,15 +179,15 @@ def _synchronised_forward(norm: nn.modules.batchnorm._BatchNorm) -> Any:
             return plain(x)
         mean, var = channel_statistics(x)
         count = x.numel() // x.shape[1] * world_size()
-        assert norm.running_mean is not None and norm.running_var is not None
-        with torch.no_grad():
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked += 1
-            momentum = norm.momentum
-            if momentum is None:
-                momentum = 1 / float(norm.num_batches_tracked or 1)
-            norm.running_mean.lerp_(mean, momentum)
-            norm.running_var.lerp_(var * count / max(count - 1, 1), momentum)
+        if norm.running_mean is not None and norm.running_var is not None:
+            with torch.no_grad():
+                if norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked += 1
+                momentum = norm.momentum
+                if momentum is None:
+                    momentum = 1 / float(norm.num_batches_tracked or 1)
+                norm.running_mean.lerp_(mean, momentum)
+                norm.running_var.lerp_(var * count / max(count - 1, 1), momentum)
         shape = (1, -1) + (1,) * (x.dim() - 2)
         y = (x - mean.view(shape)) * torch.rsqrt(var.view(shape) + norm.eps)
         return y * norm.weight.view(shape) + norm.bias.view(shape) if norm.affine else y

@@ -213,21 +213,23 @@ def test_averaged_halves_would_be_wrong(group: Group) -> None:
     torch.testing.assert_close(group.run(lambda _: losses.class_balance(parallel.shard(logits)))[0], wanted)
 
 
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_synchronised_batch_norm_is_one_over_the_global_batch(group: Group, momentum: float | None) -> None:
-    layers = [nn.BatchNorm2d(4, momentum=momentum).double() for _ in range(group.size + 1)]
+@pytest.mark.parametrize(("momentum", "tracked"), [(0.1, True), (None, True), (0.1, False)])
+def test_synchronised_batch_norm_is_one_over_the_global_batch(
+    group: Group, momentum: float | None, tracked: bool
+) -> None:
+    layers = [nn.BatchNorm2d(4, momentum=momentum, track_running_stats=tracked).double() for _ in range(group.size + 1)]
     x = torch.randn(2, 12, 4, 3, 3, dtype=torch.float64)
 
     def work(rank: int) -> Tensor:
         layer = parallel.synchronise(layers[rank])
         outputs = [layer(parallel.shard(step)) for step in x]
-        layer.eval()
+        layer.train(not tracked)
         return torch.cat([outputs[-1], layer(parallel.shard(x[0]))]).detach()
 
     results = group.run(work)
     plain = layers[-1]
     trained = [plain(step) for step in x][-1]
-    plain.eval()
+    plain.train(not tracked)
     wanted = [torch.cat(parts) for parts in zip(trained.chunk(group.size), plain(x[0]).chunk(group.size), strict=True)]
     for result, want in zip(results, wanted, strict=True):
         torch.testing.assert_close(result, want.detach(), rtol=1e-10, atol=1e-12)
@@ -510,7 +512,6 @@ def test_the_command_under_torchrun_equals_one_process(tmp_path: Path) -> None:
         "2",
         "--generator-steps",
         "1",
-        "-q",
     ]
     narrow = ["--generator-width", "8", "--latent", "16", "--warmup", "0", "--schedule", "constant", "--lr", "0.01"]
     pretrain = ["-m", "datafree", "pretrain", "--arch", "resnet8", "--steps", "30", "--out", str(folder), "-q"]
@@ -520,6 +521,7 @@ def test_the_command_under_torchrun_equals_one_process(tmp_path: Path) -> None:
         out = tmp_path / f"run{processes}"
         done = launch(tmp_path, *train, *short, *narrow, "--out", str(out), processes=processes)
         assert done.returncode == 0, done.stderr
+        assert done.stdout.count("images synthesized") == 1, "the result is printed once"
         students.append(load_file(out / "student.safetensors"))
         results.append(json.loads((out / "result.json").read_text()))
     assert [r["processes"] for r in results] == [1, 2]

@@ -54,7 +54,7 @@ def train(**values: Any) -> None:
     """
     _, method_config = click.get_current_context().meta["method"]
     common, own = given(values, TrainConfig), given(values, method_config)
-    out, quiet = values["out"], values["quiet"]
+    out, quiet = values["out"], Display(values["quiet"]).quiet  # of several processes one prints the result
     if values["resume"]:
         others = [*common, *own, *(name for name in ("config", "force", "dry_run") if values[name])]
         _print_result(resume(KIND, "resume", out, others, quiet), quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import signal
 import threading
@@ -254,12 +255,15 @@ def _maker(method: Any) -> Any:
 
 
 def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
-    """Last evaluation, networks and result.json."""
+    """Last evaluation, networks and result.json, by the first process; to every one what it found."""
+    metrics = _conclude(session, say) if session.main else {}
+    told = parallel.from_first(json.dumps(metrics))
+    return metrics if session.main else dict(json.loads(told))
+
+
+def _conclude(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
     plan, run, clock = session.plan, session.run, session.clock
     config, domain = plan.config, plan.domain
-    metrics: dict[str, Any] = {}
-    if not session.main:
-        return metrics
     session.picture()
     scores = session.test(final=True)
     warnings = list(plan.warnings)
@@ -284,7 +288,7 @@ def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
     if hasattr(maker, "about"):
         maker.generator.load_state_dict(maker.grown())
         save_network(run.path / "generator.safetensors", maker.generator, maker.about())
-    metrics = {
+    metrics: dict[str, Any] = {
         "teacher_accuracy": scores.teacher_accuracy if scores else None,
         "student_accuracy": scores.accuracy if scores else None,
         "agreement": scores.agreement if scores else None,
