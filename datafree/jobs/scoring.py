@@ -15,6 +15,7 @@ from datafree.data import load_data
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.generators import GENERATORS
 from datafree.generators.noisy import Noisy
+from datafree.jobs.idle import METHOD, idle_beside
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.machine import find_device
 from datafree.jobs.manifest import from_manifest
@@ -42,10 +43,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy of a student (a run folder, a file or a network) on a test split, and its fidelity to its teacher.
 
-    The teacher is the run's own, if the student is a run folder (none where that was a network from memory); or the one
-    given. `arch` and `teacher_arch` may be networks that the files are for; `student` and `teacher` the networks
-    themselves, from normalised images (N, C, H, W) to logits, or a result's `student`. Architectures and normalisations
-    are for what does not say its own; it is else the one of the data, and `say` is called with what was inferred.
+    The teacher is the run's own, if the student is a run folder (none where that or its `arch` was a network from
+    memory); or the one given. `arch` and `teacher_arch` may be networks that the files are for; `student` and `teacher`
+    the networks themselves, from normalised images (N, C, H, W) to logits, or a result's `student`. Architectures and
+    normalisations are for what does not say its own; it is else the one of the data, and `say` is called with what was
+    inferred.
 
     Returns:
         accuracy, per_class, confusion; with a teacher also teacher_accuracy, agreement (fractions of 1) and kl (nats).
@@ -93,7 +95,9 @@ def _names_teacher(student: str) -> bool:
     if not (Path(student) / "run.json").is_file():
         return False
     about = Run.open(student).manifest()
-    return about.get("job") == "train" and not str(about["config"]["teacher"]).startswith(MEMORY)
+    return about.get("job") == "train" and not any(
+        str(about["config"][name]).startswith(MEMORY) for name in ("teacher", "arch")
+    )
 
 
 def check_teacher_options(teacher: object, **options: Any) -> None:
@@ -172,7 +176,7 @@ def sample(
     about = _about(file)
     generator = _generator(about)
     generator.load_state_dict(load_file(file))
-    generator.train().to(place)  # batch statistics, as when the student was shown its images
+    generator.train(not _shown_in_evaluation(source)).to(place)
     teacher = run_teacher(source, place).teacher
     with Run.create(out, "sample", force=force) as folder:
         write_json(folder.path / SAMPLES, {"run": str(source.path), "n": n, "seed": seed})
@@ -189,6 +193,12 @@ def sample(
         labels = save({"logits": stacked, "probabilities": stacked.softmax(1)})
         atomic_write(folder.path / "labels.safetensors", labels)
     return folder.path
+
+
+def _shown_in_evaluation(run: Run) -> bool:
+    """Whether the student was shown images of the generator's running statistics, not those of their batch."""
+    options = run.manifest()["method_options"]
+    return options.get("sample_mode") == "eval" and not idle_beside("sample_mode", options, METHOD)
 
 
 def _generator(about: dict[str, Any]) -> nn.Module:

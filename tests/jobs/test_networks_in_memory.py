@@ -133,6 +133,15 @@ def test_our_own_results_are_normalised_once(nets: dict[str, Any]) -> None:
             datafree.load_teacher(again, shape=SHAPE, mean=(0.5,))
 
 
+def test_a_run_whose_teachers_network_is_gone_is_tested_alone(tmp_path: Path, nets: dict[str, Any]) -> None:
+    torch.save(nets["teacher"].state_dict(), tmp_path / "teacher.pt")
+    options = {**SHORT, "student": "mlp", "arch": nets["teacher"]}
+    result = datafree.train(teacher=tmp_path / "teacher.pt", data="digits", out=tmp_path / "run", **options)
+    scores = datafree.evaluate(tmp_path / "run")
+    assert scores["accuracy"] == result.metrics["student_accuracy"]
+    assert scores.get("agreement") is None
+
+
 def test_a_students_own_normalisation_is_left_out(tmp_path: Path, nets: dict[str, Any]) -> None:
     inner = nets["student"]
     wrapped = Normalised(inner, [0.1], [3.0])
