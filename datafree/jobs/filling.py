@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from datafree.config import CondenseConfig, TrainConfig
+from datafree.distillation.sources import RealImages
 from datafree.domain import Domain
 from datafree.fields import fields_of, nearest, replace
 from datafree.jobs.idle import METHOD, TRAIN, check_idle, idle_beside
@@ -30,16 +31,20 @@ RATES = {"sgd": 0.1, "adam": 1e-3}
 
 
 def preset_values(config: TrainConfig, method: type[Any]) -> Mapping[str, Any]:
-    """What --preset says, for the run and for the method."""
+    """What --preset says, for the run and for the method; of real images, how that method's student is trained."""
     if config.preset is None:
         return {}
+    real = method is RealImages
+    method = load_method(config.method) if real else method
     presets: Mapping[str, Mapping[str, Any]] = getattr(method, "PRESETS", {})
     if config.preset not in presets:
         known = f"take {' or '.join(presets)}" if presets else "it has none"
         raise ValueError(f"--preset {config.preset}: unknown to --method {config.method}; {known}")
     values = presets[config.preset]
     # A rate is its optimiser's: it comes with it, and stays away where another is asked for.
-    return {"optimizer": method.STUDENT["optimizer"], **values} if "lr" in values else values
+    values = {"optimizer": method.STUDENT["optimizer"], **values} if "lr" in values else values
+    run = {field.name for field in fields_of(TrainConfig)}
+    return {name: value for name, value in values.items() if name in run} if real else values
 
 
 def under_preset(

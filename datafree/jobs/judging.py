@@ -22,7 +22,7 @@ from datafree.evaluation.protocols import Protocol, arch_for, named_protocol, ti
 from datafree.jobs.loading import load_teacher, normalised
 from datafree.jobs.machine import find_device
 from datafree.jobs.real_images import on_all_images, on_random_images
-from datafree.jobs.same_data import check_same_data
+from datafree.jobs.same_data import check_same_data, left_out
 from datafree.jobs.scoring import check_teacher_options
 from datafree.jobs.set_labels import check_labels, probabilities, ranking_scores
 from datafree.models import build_model
@@ -108,7 +108,7 @@ def evaluate_set(
     named = [arch_for(domain) if arch == "auto" else arch for arch in archs or [protocol_object.arch]]
     archs = list(dict.fromkeys(named))
     rate = _rate(condensed, protocol_object, lr)
-    left_out = _left_out(condensed, teacher is not None, say) if validation else None
+    held_out = left_out(condensed, teacher is not None, lambda line: say(f"warning: {line}")) if validation else None
     taught = None
     if teacher is not None:
         known = None if isinstance(data, Data) and name not in DOMAINS else name
@@ -162,7 +162,7 @@ def evaluate_set(
         "set": str(source) if not isinstance(source, CondensedSet) else None,
         "data": name,
         "split": "validation" if validation else "test",
-        "left_out": left_out,
+        "left_out": held_out,
         "lr": protocol_object.lr if rate is None else rate,
         **result,
         "set_labels": set_labels,
@@ -267,24 +267,3 @@ def _tiles(condensed: CondensedSet) -> int:
         return 1
     said = (condensed.info.get("options") or {}).get("tiles")
     return int(said) if said else tiles_for(condensed.domain)
-
-
-def _left_out(condensed: CondensedSet, taught: bool, say: Callable[[str], None]) -> bool | None:
-    """Whether the set says that it was made without the held-out images; a warning where it does not.
-
-    A teacher from a file, the set's or now (`taught`), does not say what it was trained on.
-    """
-    said = condensed.info.get("validation")
-    if said is None:
-        say("warning: it is not known whether this set was made without the training images that it is tested on")
-        return None
-    if not said:
-        say(
-            "warning: this set was condensed from all training images, also from those that it is tested on: condense "
-            "with --validation to choose settings"
-        )
-        return False
-    if taught or condensed.info.get("teacher_file"):
-        say("warning: it is not known whether the teacher was trained without the training images that are tested on")
-        return None
-    return True

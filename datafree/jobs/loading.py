@@ -77,14 +77,11 @@ def load_teacher(
         raise ValueError(
             "the size of the images cannot be read off the weights: give --data NAME (train also takes --shape CxHxW)"
         )
-    given = mean is not None or std is not None
-    if mean is None and loaded.mean is not None:
-        mean = loaded.mean
-    if std is None and loaded.std is not None:
-        std = loaded.std
+    origins = [_origin(mean, loaded.mean, named), _origin(std, loaded.std, named)]
+    mean, std = (loaded.mean if mean is None else mean), (loaded.std if std is None else std)
     domain = make_domain(base=named, shape=size, classes=loaded.classes, mean=mean, std=std)
-    origin = "as given" if given else "from the checkpoint" if mean is not None else _origin(named)
-    choices.append(f"normalisation: mean {_numbers(domain.mean)} / std {_numbers(domain.std)} ({origin})")
+    first = f" ({origins[0]})" if origins[0] != origins[1] else ""
+    choices.append(f"normalisation: mean {_numbers(domain.mean)}{first} / std {_numbers(domain.std)} ({origins[1]})")
     network = loaded.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return LoadedTeacher(
         teacher=_on(Teacher(network, domain.mean, domain.std), device),
@@ -130,7 +127,10 @@ def normalised(
     return Normalised(network, domain.mean, domain.std).to(device)
 
 
-def _origin(named: Domain | None) -> str:
+def _origin(given: Sequence[float] | None, held: Sequence[float] | None, named: Domain | None) -> str:
+    """Where one of the two constants is from: a person, the checkpoint, the domain or the field's usage."""
+    if given is not None or held is not None:
+        return "as given" if given is not None else "from the checkpoint"
     return (
         f"{named.name}'s"
         if named is not None

@@ -42,6 +42,7 @@ from datafree.jobs.filling import (
 from datafree.jobs.idle import METHOD, idle_beside
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.paths import absolute, absolute_data
+from datafree.jobs.same_data import left_out
 from datafree.models import build_model, next_smaller
 from datafree.models.build import one_line
 from datafree.parallel import world_size
@@ -173,6 +174,8 @@ def make_plan(
     if (rows := getattr(method_config, "embedding", None)) not in (None, *WORDS):
         method_config = dataclasses.replace(method_config, embedding=absolute(rows, is_path=True))
     test = _test_data(config, domain, choices, device)
+    if config.validation and condensed is not None and test is not None:
+        left_out(condensed, False, warnings.append)
     filled = dataclasses.replace(
         filled,
         flip=domain.flip,

@@ -1,7 +1,13 @@
-"""Whether a condensed set is of the data, or for the teacher, that it is used with."""
+"""Whether data are those that they should be: a condensed set's, beside what it is used with; a run's, on resuming."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from datafree.data import Data
+from datafree.data.condensed import CondensedSet
 from datafree.domain import DOMAINS, Domain
 
 ALLOWED = 0.05  # by how much of the standard deviation the normalisation may differ without a word
@@ -32,6 +38,51 @@ def check_same_data(own: Domain, other: Domain, what: str) -> list[str]:
         f"the set is of {own.name} ({_words(own)}), {what} {other.name} ({_words(other)}): if these are other data, "
         "take those that the set was made from"
     ]
+
+
+def data_sha256(data: Data) -> str:
+    """Of the training images and their labels, with the tensors' sizes."""
+    digest = hashlib.sha256()
+    for tensor in (data.x_train, data.y_train):
+        assert tensor is not None
+        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def check_unchanged(about: Mapping[str, Any], data: Data | None, remedy: str = "put the run's own back") -> None:
+    """Whether a run goes on with the training images that it began with, where its manifest knows and it has any.
+
+    Raises:
+        ValueError: they are others; with the `remedy`.
+    """
+    began = about.get("data_sha256")
+    if began is not None and data is not None and data_sha256(data) != began:
+        raise ValueError(
+            f"the training images of {data.domain.name} are not those that the run began with: {remedy}, or start anew "
+            "with another --out"
+        )
+
+
+def left_out(condensed: CondensedSet, taught: bool, warn: Callable[[str], None]) -> bool | None:
+    """Whether the set says that it was made without the held-out images; a warning where it does not.
+
+    A teacher from a file, the set's or now (`taught`), does not say what it was trained on.
+    """
+    said = condensed.info.get("validation")
+    if said is None:
+        warn("it is not known whether this set was made without the training images that it is tested on")
+        return None
+    if not said:
+        warn(
+            "this set was condensed from all training images, also from those that it is tested on: condense with "
+            "--validation to choose settings"
+        )
+        return False
+    if taught or condensed.info.get("teacher_file"):
+        warn("it is not known whether the teacher was trained without the training images that are tested on")
+        return None
+    return True
 
 
 def _words(domain: Domain) -> str:

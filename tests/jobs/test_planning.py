@@ -269,6 +269,27 @@ def test_on_real_images_the_student_is_trained_as_the_method_would_train_it(tmp_
     assert {**own, "source": "real"} == real
 
 
+def test_on_real_images_a_preset_says_how_the_student_is_trained(tmp_path: Path) -> None:
+    own, real = (plan(tmp_path, "group", "dafl", source=source, preset="zju") for source in (None, "real"))
+    assert {**own["config"], "source": "real"} == real["config"]
+    with pytest.raises(ValueError, match="--preset zhu: unknown to --method dafl; take official or zju"):
+        plan(tmp_path, "group", "dafl", source="real", preset="zhu")
+
+
+@pytest.mark.parametrize(("apart", "text"), [(True, None), (False, "also from those that it is tested on")])
+def test_a_set_that_holds_what_is_tested_is_warned_of(tmp_path: Path, apart: bool, text: str | None) -> None:
+    jobs.condense(data="digits", method="random", ipc=1, validation=apart, out=tmp_path / "set")
+    source = f"condensed:{tmp_path / 'set'}"
+    warnings = plan(tmp_path, "plain", "blend", source=source, validation=True)["warnings"]
+    assert [text in line for line in warnings] == ([] if text is None else [True])
+    assert not plan(tmp_path, "plain", "blend", source=source)["warnings"]
+
+
+def test_one_given_constant_is_not_taken_for_both(tmp_path: Path) -> None:
+    said = plan(tmp_path, "plain", "noise", mean=(0.5,))["choices"]
+    assert "normalisation: mean 0.5 (as given) / std 0.376 (digits's)" in said
+
+
 def test_a_method_that_makes_no_image_is_refused(tmp_path: Path) -> None:
     jobs.condense(data="digits", method="random", ipc=1, out=tmp_path / "set")
     with pytest.raises(ValueError, match=r"^--method dafl makes no image with --source condensed:.*set\+dafl$"):
