@@ -95,7 +95,7 @@ def test_a_dry_run_of_a_saved_run_resolves_to_the_same(cli: Cli) -> None:
     assert cli("condense", *QUICK, "--method", "random", "--out", "set", "-q").status == 0
     again = plan_of(cli("condense", "--config", "set/run.json", "--dry-run"))
     first = plan_of(cli("condense", *QUICK, "--method", "random", "--dry-run"))
-    assert again == {name: value for name, value in first.items() if name != "choice"}, "nothing is left to choose"
+    assert {**again, "choice": ""} == {**first, "choice": ""}
 
 
 def test_a_dry_run_says_what_is_made_beforehand_and_what_is_kept(cli: Cli) -> None:
