@@ -41,6 +41,7 @@ from datafree.jobs.filling import method_options
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast
 from datafree.jobs.paths import absolute, absolute_data
+from datafree.jobs.same_data import data_sha256
 from datafree.models import Loaded, build_model
 from datafree.runs import environment
 from datafree.training import Clock
@@ -74,7 +75,7 @@ def _check_start(asked: Mapping[str, Any], factor: int) -> None:
     if asked.get("init") == "real" and factor > 1:
         raise ValueError(
             f"--init real takes whole images, which --factor {factor} would cut into parts: give --init mosaic, "
-            "which are real ones scaled down"
+            "which are real ones scaled down, or --factor 1"
         )
 
 
@@ -164,7 +165,7 @@ def _loop(config: CondenseConfig, method: type[Any], domain: Domain, choices: li
     values = {**DEFAULTS, **method.LOOP}
     asked = {name: getattr(config, name) for name in values if getattr(config, name) is not None}
     few = hasattr(method, "FEW_IMAGES") and _images_a_class(config, domain) < FEW and min(domain.shape[1:]) >= 16
-    if few and "factor" not in asked:
+    if few and "factor" not in asked and asked.get("init") != "real":
         values |= method.FEW_IMAGES
         choices.append(f"factor: {values['factor']} (fewer than {FEW} images a class; --factor sets another)")
     factor = {**values, **asked}["factor"]
@@ -362,4 +363,5 @@ def manifest(plan: CondensePlan) -> dict[str, Any]:
         **_teacher_file(plan),
         "images_per_class": plan.counts,
         "domain": dataclasses.asdict(plan.domain),
+        "data_sha256": data_sha256(plan.data),
     }

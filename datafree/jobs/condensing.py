@@ -14,7 +14,7 @@ import torch
 from datafree import parallel
 from datafree.condensation.loop import Steps
 from datafree.config import CondenseConfig
-from datafree.data import Data
+from datafree.data import DATA, Data
 from datafree.data.condensed import CondensedSet
 from datafree.data.wrapped import from_dataset
 from datafree.fields import as_config, replace
@@ -31,6 +31,7 @@ from datafree.jobs.condense_session import CondenseSession, Say, Show
 from datafree.jobs.fresh import fresh_run
 from datafree.jobs.machine import prepare
 from datafree.jobs.paths import check_apart, data_path
+from datafree.jobs.same_data import check_unchanged
 from datafree.jobs.session import Interrupted, interruptible
 from datafree.jobs.writing import write_set
 from datafree.report import render_report
@@ -139,7 +140,8 @@ def resume_condense(out: str | Path, *, data: Any = None, say: Say = _silent, sh
     """Goes on with the condensation in `out`; a finished one is returned as it is. `data` as for `condense`.
 
     Raises:
-        ValueError: no such run is there, or it is being written by another process.
+        ValueError: no such run is there, it is being written by another process, or its data are not those that it
+            began with.
     """
     from datafree.data.condensed import load_condensed
 
@@ -154,8 +156,12 @@ def resume_condense(out: str | Path, *, data: Any = None, say: Say = _silent, sh
         return Condensed(path=folder.path, metrics=finished, set=load_condensed(folder.path))
     device = prepare(config)
     given = data if isinstance(data, Data) or data is None else from_dataset(data)
+    again = f"give what it was given, from Python: datafree.resume({str(folder.path)!r}, data=...)"
+    if given is None and config.data not in DATA and not config.data.startswith(("npz:", "imagefolder:")):
+        raise ValueError(f"no data are called {config.data!r}, of which the run in {folder.path} makes a set: {again}")
     with folder.lock() if parallel.rank() == 0 else folder:
         plan = condense_plan(config, own, device, given)
+        check_unchanged(about, plan.data, f"put the run's own back, or {again}")
         was, now = ((held or {}).get("sha256") for held in (about.get("teacher_file"), plan.teacher_file))
         if was != now:
             raise ValueError(f"{own.get('teacher')} has changed since the run began: start anew with another --out")

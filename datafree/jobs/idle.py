@@ -28,6 +28,7 @@ TRAIN: Idle = {
     "momentum": ({"optimizer": ("adam",)},),
     "milestones": ({"schedule": ("cosine", "constant")},),
     "temperature": ({"criterion": ("l1", "mse")},),
+    "flip": ({"augment": (False,)},),
 }
 METHOD: Idle = {
     "bank": ({"feed": ("fresh", "last")}, {"distribution": ("normal", "uniform")}),

@@ -12,6 +12,7 @@ from datafree import parallel
 from datafree.config import TrainConfig
 from datafree.fields import as_config, replace
 from datafree.jobs.planning import Networks, Plan, network_costs
+from datafree.jobs.same_data import data_sha256
 from datafree.models.memory import MEMORY, in_memory
 from datafree.runs import environment
 from datafree.teacher import Normalised
@@ -81,4 +82,5 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "teacher": teacher,
         "student": costs["student"],
         "domain": dataclasses.asdict(plan.domain),
+        **({} if plan.real is None else {"data_sha256": data_sha256(plan.real)}),
     }

@@ -21,11 +21,14 @@ from datafree.data.tensors import Crops, usual_pad
 from datafree.domain import DOMAINS, Domain, make_domain
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.evaluation.cost import latencies, multiply_adds, parameters
-from datafree.fields import as_config, replace
+from datafree.fields import as_config, fields_of, replace
+from datafree.jobs.filling import RATES
 from datafree.jobs.fresh import fresh_run
+from datafree.jobs.idle import TRAIN, check_idle
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
 from datafree.jobs.paths import absolute, absolute_data, check_apart, data_path
+from datafree.jobs.same_data import check_unchanged, data_sha256
 from datafree.jobs.session import LOG_SECONDS, Interrupted, interruptible
 from datafree.models import build_model
 from datafree.runs import Run, atomic_write, environment, peak_rss_mb, save_network, write_json
@@ -38,7 +41,10 @@ EMBEDDED: dict[str, Any] = {"data": "digits", "arch": "resnet20", "epochs": 15}
 
 
 class Labelled:
-    """Batches of a training split, each image once an epoch in random order. A `training.Source`."""
+    """Batches of a training split, each image at most once an epoch in random order. A `training.Source`.
+
+    What is left of an order and fills no batch is dropped.
+    """
 
     def __init__(
         self, data: Data, network: torch.nn.Module, batch_size: int, rng: torch.Generator, augmented: bool, flip: bool
@@ -110,7 +116,7 @@ def resume_pretrain(
     """Goes on with the run in `out` from its last whole checkpoint; of a finished run the result is returned.
 
     Raises:
-        ValueError: no such run is there, or it is being written by another process.
+        ValueError: no such run is there, it is being written by another process, or its data have changed.
         FileNotFoundError: the data are not there.
     """
     folder = Run.open(out)
@@ -128,7 +134,9 @@ def resume_pretrain(
         raise ValueError(f"this is no run.json of datafree pretrain ({what}): start the run anew") from error
     device = prepare(config)
     with folder.lock() if parallel.rank() == 0 else folder:
-        return _execute(_prepare(config, device), folder, folder.last_checkpoint(say), show)
+        task = _prepare(config, device)
+        check_unchanged(about, task.data)
+        return _execute(task, folder, folder.last_checkpoint(say), show)
 
 
 def embedded_teacher(config: MachineConfig, path: Path, device: torch.device, say: Callable[[str], None]) -> str:
@@ -221,9 +229,17 @@ def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
 
 
 def _filled(config: PretrainConfig) -> tuple[PretrainConfig, list[str]]:
-    """The configuration with all that was left open, and a line on each choice that a person would want to know."""
+    """The configuration with all that was left open, and a line on each choice that a person would want to know.
+
+    Raises:
+        ValueError: an option that nothing reads.
+    """
     asked, choices = config, list[str]()
-    config = replace(config, {name: value for name, value in DEFAULTS.items() if getattr(config, name) is None})
+    usual = {field.name: field.default for field in fields_of(PretrainConfig)}
+    given = {name: value for name, default in usual.items() if (value := getattr(config, name)) != default}
+    check_idle(given, usual | DEFAULTS, TRAIN)
+    defaults = {**DEFAULTS, "lr": RATES[config.optimizer or DEFAULTS["optimizer"]]}
+    config = replace(config, {name: value for name, value in defaults.items() if getattr(config, name) is None})
     if config.steps is None and config.epochs is None and config.budget is None:
         config = replace(config, LENGTH)
         choices.append(f"length: {LENGTH['epochs']} epochs (--steps, --epochs or --budget sets another)")
@@ -252,6 +268,7 @@ def _manifest(task: _Task) -> dict[str, Any]:
             "multiply_adds": multiply_adds(network, task.domain.shape),
         },
         "domain": dataclasses.asdict(task.domain),
+        "data_sha256": data_sha256(task.data),
     }
 
 

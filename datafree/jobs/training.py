@@ -24,6 +24,7 @@ from datafree.jobs.manifest import check_networks, from_manifest, manifest, part
 from datafree.jobs.paths import check_apart, data_path
 from datafree.jobs.planning import Networks, Plan, expected_memory_mb, make_plan
 from datafree.jobs.pretraining import embedded_teacher, resume_pretrain, untrained_teacher
+from datafree.jobs.same_data import check_unchanged
 from datafree.jobs.session import Interrupted, Session, finish, interruptible
 from datafree.report import render_report
 from datafree.runs import CHECKPOINT, Run, atomic_write, write_json
@@ -106,11 +107,14 @@ def train(
         return _execute(plan, run, None, say, show)
 
 
-def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent, **networks: nn.Module) -> Any:
+def resume(
+    out: str | Path, *, data: Any = None, say: Say = _silent, show: Show = _silent, **networks: nn.Module
+) -> Any:
     """Goes on with the run in `out` from its last whole checkpoint; a finished run is returned as it is.
 
     Args:
         out: the run's folder.
+        data: what `condense` was given, where that was no name.
         say: as for `train`.
         show: likewise.
         networks: `teacher`, `arch`, `student`, where the run was given networks in the place of names.
@@ -119,8 +123,8 @@ def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent, **netwo
         What the run's own job returns: a `Result` of `train`, a `Condensed` of `condense`, the result of `pretrain`.
 
     Raises:
-        ValueError: no run is there, it is being written by another process, its teacher has changed, or a network
-            that it was given is missing here.
+        ValueError: no run is there, it is being written by another process, its teacher or its data have changed, or
+            what it was given in the place of a name is missing here.
     """
     run = Run.open(out)
     about = run.manifest()
@@ -128,7 +132,11 @@ def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent, **netwo
     if networks and about.get("job") != "train":
         raise ValueError(f"{run.path} holds a {about.get('job')} run, which was given no networks: leave them out")
     if about.get("job") == "condense":
-        return resume_condense(out, say=say, show=show)
+        return resume_condense(out, data=data, say=say, show=show)
+    if data is not None:
+        raise ValueError(
+            f"{run.path} holds a {about.get('job')} run, which finds its data by their name: leave data out"
+        )
     if about.get("job") == "pretrain":
         return resume_pretrain(out, say=say, show=show)
     if about.get("job") != "train":
@@ -153,6 +161,7 @@ def resume(out: str | Path, *, say: Say = _silent, show: Show = _silent, **netwo
             say(f"the run in {run.path} is finished")
             student = load_student(str(run.path), arch=networks.get("student", config.student), device=device)[0]
             return Result(path=run.path, metrics=finished, student=student)
+        check_unchanged(about, plan.real)
         return _execute(plan, run, run.last_checkpoint(say), say, show)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datafree.jobs.filling import RATES
 from datafree.jobs.pretraining import DEFAULTS, LENGTH
 
 Cli = Callable[..., Any]
@@ -18,7 +19,7 @@ LINES = ("length: 30 epochs (--steps, --epochs or --budget sets another)", "rate
 def test_the_help_names_the_length_and_the_rate_that_hold(cli: Cli) -> None:
     text = " ".join(cli("pretrain", "--help").out.split())
     said = f"{LENGTH['epochs']} epochs, SGD at a rate of {DEFAULTS['lr']:g} (cosine) with a weight decay of"
-    assert f"{said} {DEFAULTS['weight_decay']:g}." in text
+    assert f"{said} {DEFAULTS['weight_decay']:g}. Adam's rate is {RATES['adam']:g}." in text
     assert (DEFAULTS["optimizer"], DEFAULTS["schedule"]) == ("sgd", "cosine")
 
 

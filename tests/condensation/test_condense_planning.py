@@ -55,6 +55,14 @@ def test_without_multi_formation_a_set_starts_from_whole_images(name: str) -> No
     assert plan["config"]["init"] == "real"
 
 
+def test_real_images_that_are_asked_for_are_whole() -> None:
+    asked: dict[str, Any] = {"ipc": 1, "init": "real", "threads": 1}
+    data = from_dataset([(torch.rand(1, 16, 16), label % 10) for label in range(20)])
+    assert dry_run_condense(data=data, **asked)["config"]["factor"] == 1
+    with pytest.raises(ValueError, match=r"--factor 2 would cut into parts: give --init mosaic, .* or --factor 1$"):
+        dry_run_condense(data=data, factor=2, **asked)
+
+
 # What a method looks at of its setting, where it takes a step or makes its set.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ import datafree
 from datafree.condensation import ABOUT, METHODS, load_method
 from datafree.condensation.synthetic import class_counts
 from datafree.config import CondenseConfig
+from datafree.data.wrapped import from_dataset
 from datafree.fields import fields_of
 from datafree.jobs import condense, resume_condense
 from datafree.jobs.condensing import dry_run_condense
@@ -167,6 +169,20 @@ def test_any_dataset_and_any_size(tmp_path: Path) -> None:
     result = condense(data=dataset, method="dm", ipc=2, steps=2, real_batch=4, out=tmp_path / "run", threads=1)
     assert result.set.images.shape == (6, 3, 9, 14)
     assert result.set.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["dataset", "digits"])
+def test_data_of_no_name_are_given_again(name: str, tmp_path: Path) -> None:
+    """Also where they bear that of others."""
+    x, y = (torch.rand(30, 1, 8, 8) * 255).round().div(255), torch.arange(30) % 10
+    data = from_dataset(torch.utils.data.TensorDataset(x, y), name=name)
+    with pytest.raises(PowerCutError):
+        condense(data=data, method="dm", ipc=1, steps=3, show=at_step(1), out=tmp_path / "run", threads=1)
+    again = re.escape(f"datafree.resume('{tmp_path / 'run'}', data=...)")
+    with pytest.raises(ValueError, match=again) as caught:
+        datafree.resume(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert datafree.resume(tmp_path / "run", data=data).metrics["steps"] == 3
 
 
 def test_class_counts() -> None:

@@ -161,7 +161,9 @@ def test_the_tables_name_options_that_exist() -> None:
         for option, reasons in table.items():
             assert option in choices
             assert all(
-                set(values) <= {*choices[other], "none"} for reason in reasons for other, values in reason.items()
+                set(values) <= {*choices[other], "none", False}
+                for reason in reasons
+                for other, values in reason.items()
             )
     owned = {field.name for name in METHODS for field in fields_of(load_method(name).Config)}
     assert {*METHOD, *(other for reasons in METHOD.values() for reason in reasons for other in reason)} <= owned

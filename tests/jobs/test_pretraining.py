@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -105,6 +106,39 @@ def test_a_training_that_a_person_stops_is_saved(tmp_path: Path) -> None:
     resume_pretrain(out, say=said.append)
     assert said in (["going on from step 4"], ["going on from step 5"])
     assert same(straight, out)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"optimizer": "adam", "momentum": 0.5}, "nothing reads --momentum with --optimizer adam"),
+        ({"milestones": (0.2,)}, "nothing reads --milestones with --schedule cosine"),
+        (
+            {"augment": False, "flip": False},
+            "nothing reads --flip with --no-augment: leave it out, or give --augment",
+        ),
+    ],
+)
+def test_what_nothing_reads_is_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        pretraining.dry_run_pretrain(**SHORT, **options)
+
+
+def test_adam_takes_a_rate_of_its_own() -> None:
+    assert pretraining.dry_run_pretrain(**SHORT, optimizer="adam")["config"]["lr"] == 1e-3
+    assert pretraining.dry_run_pretrain(**SHORT)["config"]["lr"] == 0.1
+
+
+def test_a_training_goes_on_with_its_own_images(tmp_path: Path) -> None:
+    images, labels = np.arange(40 * 64, dtype=np.uint8).reshape(40, 8, 8), np.arange(40) % 10
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    with pytest.raises(PowerCutError):
+        datafree.pretrain(
+            out=tmp_path / "run", show=at_step(2), **{**SHORT, "data": f"npz:{tmp_path / 'own.npz'}", "batch_size": 20}
+        )
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=labels[::-1], x_test=images, y_test=labels)
+    with pytest.raises(ValueError, match=r"^the training images of npz:.* are not those that the run began with"):
+        resume_pretrain(tmp_path / "run")
 
 
 def test_a_finished_training_is_returned_as_it_is(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import datafree
 from datafree import runs
 from datafree.cli import group
-from datafree.jobs import Interrupted, pretraining
+from datafree.jobs import Interrupted, pretraining, scoring
 from datafree.report import render_report
 from datafree.runs import CHECKPOINT, PREVIOUS
 from datafree.synthesis.imaging import Imaging
@@ -146,6 +146,44 @@ def test_samples_come_with_soft_labels(finished: Path, tmp_path: Path) -> None:
     labels = load_file(folder / "labels.safetensors")
     assert labels["logits"].shape == (7, 10)
     torch.testing.assert_close(labels["probabilities"].sum(1), torch.ones(7))
+
+
+@pytest.mark.parametrize(("mode", "feed", "training"), [("eval", "fresh", False), ("eval", "bank", True)])
+def test_samples_are_drawn_as_the_student_was_shown_them(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, feed: str, training: bool
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    about["method_options"] |= {"sample_mode": mode, "feed": feed}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    plain, modes = scoring._batch, list[bool]()
+
+    def batch(generator: torch.nn.Module, *rest: Any) -> torch.Tensor:
+        modes.append(generator.training)
+        return plain(generator, *rest)
+
+    monkeypatch.setattr(scoring, "_batch", batch)
+    datafree.sample(tmp_path / "run", 2, out=tmp_path / "samples")
+    assert modes == [training]
+
+
+def test_on_real_images_a_run_goes_on_with_its_own(teacher: str, tmp_path: Path) -> None:
+    images, labels = np.arange(40 * 64, dtype=np.uint8).reshape(40, 8, 8), np.arange(40) % 10
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    options = {**SHORT, "source": "real", "data": f"npz:{tmp_path / 'own.npz'}", "steps": 4, "checkpoint_every": 1e-9}
+    with pytest.raises(PowerCutError):
+        datafree.train(teacher=teacher, out=tmp_path / "run", show=at_step(1), **options)
+    np.savez(tmp_path / "own.npz", x_train=255 - images, y_train=labels, x_test=images, y_test=labels)
+    with pytest.raises(
+        ValueError, match=r"^the training images of npz:.* are not those .*: put the run's own back, or"
+    ):
+        datafree.resume(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a train run, which finds its data by their name: leave data out"):
+        datafree.resume(tmp_path / "run", data=images)
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    del about["data_sha256"]  # as older runs have it
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    assert datafree.resume(tmp_path / "run").metrics["steps"] == 4
 
 
 def test_samples_that_were_interrupted_are_never_taken_for_others(
