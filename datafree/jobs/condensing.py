@@ -115,7 +115,7 @@ def dry_run_condense(
 
 
 def _plan(
-    config: CondenseConfig | None, data: Any, options: Mapping[str, Any], set_by_user: Collection[str] | None
+    config: CondenseConfig | None, data: Any, options: Mapping[str, Any], set_by_user: Collection[str] | None = None
 ) -> CondensePlan:
     """The plan of `condense`'s arguments."""
     config = as_config(config, CondenseConfig, "datafree.condense(data={})")
