@@ -158,7 +158,7 @@ class Run:
             WriteError: the folder cannot be written.
         """
         with _writing(self.path / LOCK):
-            self._lock = _flock(self.path / LOCK)
+            self._lock = flock(self.path / LOCK)
         if self._lock is None:
             raise ValueError(f"another run is being written in {self.path}: wait for its end, or give another --out")
         for torn in self.path.glob(f".{NEW}.*.tmp"):  # by a process that was killed: nobody else writes checkpoints now
@@ -296,17 +296,20 @@ def _numbered(folder: Path, name: str) -> Path:
             return path
 
 
-def _flock(path: Path) -> int | None:
-    """A descriptor that holds the lock on a file; None where another has it."""
+def flock(path: Path, *, wait: bool = False) -> int | None:
+    """A descriptor that holds the lock on a file, which is made for it; None where another has it, without `wait`."""
     while True:
         held = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(held)
             return None
         except OSError:  # a file system without locks
             return held
+        except BaseException:  # a Ctrl-C while it waits
+            os.close(held)
+            raise
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(held), path.stat()):
                 return held

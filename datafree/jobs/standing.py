@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from datafree.runs import write_json
+from datafree.runs import flock, write_json
 from datafree.tables import Cell, TableResult
 from datafree.tables.results import WORK, outdated, read_result
 
@@ -35,31 +35,16 @@ def locked(path: Path, *, wait: bool = True, remove: bool = False) -> Iterator[b
         remove: the file, at the end.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with open(path, "w", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            except OSError:  # a file system without locks: runs are written there too
-                pass
-            # Who held it may have removed the file, and a third may hold a newer one.
-            if not _is_at(file.fileno(), path):
-                continue
-            try:
-                yield True
-            finally:
-                if remove:
-                    path.unlink(missing_ok=True)
-            return
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+    descriptor = flock(path, wait=wait)
+    if descriptor is None:
+        yield False
+        return
+    with os.fdopen(descriptor, "wb"):
+        try:
+            yield True
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
 
 
 def work_of(path: Path) -> Path:

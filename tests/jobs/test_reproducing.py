@@ -527,6 +527,22 @@ def test_a_lock_holds_though_its_file_has_gone_meanwhile(tmp_path):
     assert not path.exists()
 
 
+def test_an_interruption_while_one_waits_for_a_lock_leaves_nothing_open(tmp_path):
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    opened = len(os.listdir("/dev/fd"))
+    with locked(tmp_path / "a.lock"):
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path / "a.lock"):
+            pass
+        signal.signal(signal.SIGALRM, before)
+    assert len(os.listdir("/dev/fd")) == opened
+    with locked(tmp_path / "a.lock", wait=False) as mine:
+        assert mine
+
+
 def test_a_log_that_somebody_has_removed_is_none(tiny, tmp_path):
     skipped: list[tuple[str, str]] = []
     with subprocess.Popen(["false"], stdin=subprocess.PIPE) as process:
