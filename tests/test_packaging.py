@@ -81,7 +81,7 @@ def test_generators_import_torch_only() -> None:
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                names = [f"datafree.generators.{node.module}" if node.level else str(node.module)]
+                names = ["datafree.generators" if node.level == 1 else "." * node.level + str(node.module or "")]
             else:
                 continue
             for name in names:
