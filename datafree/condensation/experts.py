@@ -125,8 +125,6 @@ def describe(setting: Setting) -> dict[str, Any]:
         )
     domain, whitening = setting.domain, setting.whitening
     source = Path(setting.arch.rpartition(":")[0])
-    with setting.cast():
-        half = torch.is_autocast_enabled(setting.device.type)
     return {
         "data": _hash(setting.real.x, setting.real.y),
         "network": {
@@ -139,7 +137,7 @@ def describe(setting: Setting) -> dict[str, Any]:
             "whitening": None if whitening is None else ["zca", EPS],
         },
         "augmentation": None if setting.augmentation is None else dataclasses.asdict(setting.augmentation),
-        "precision": "bf16" if half else "32",
+        "precision": setting.precision,
     }
 
 

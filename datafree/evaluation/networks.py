@@ -21,6 +21,7 @@ from datafree.data.mixing import cutmix, mix_labels, random_resized_crop, shuffl
 from datafree.data.tensors import to_float
 from datafree.domain import Domain
 from datafree.evaluation.protocols import Protocol
+from datafree.losses.precision import raised
 from datafree.models.convnet import ConvNet
 from datafree.models.fused import fused_logits
 from datafree.parallel import forked
@@ -142,7 +143,7 @@ def forward_of(network: nn.Module, precision: str = "32") -> Forward:
         # Without autocast's cache: it would go on using weights from before an optimiser's step.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half is not None, cache_enabled=False):
             logits: Tensor = network(images)
-        return logits.float() if logits.dtype.itemsize < 4 else logits
+        return raised(logits)
 
     return fused if fusible(network) else plain
 
