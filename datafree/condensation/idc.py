@@ -23,7 +23,7 @@ from datafree.condensation.networks import Networks
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import RealBatch
-from datafree.fields import choice, positive
+from datafree.fields import choice, part, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,7 @@ class IDCConfig:
     def __post_init__(self) -> None:
         positive(self, "real_batch", "synthetic_batch", "train_steps")
         choice(self, "distance")
-        if not 0 <= self.cutmix <= 1:
-            raise ValueError(f"--cutmix is {self.cutmix}: give a number from 0 to 1")
+        part(self, "cutmix")
 
 
 LARGE = 128  # pixels a side, from which images count as ImageNet's

@@ -30,7 +30,7 @@ from datafree.condensation.synthetic import Synthetic
 from datafree.condensation.trained import needed_network, trained_network
 from datafree.config import RealBatch
 from datafree.evaluation.networks import forward_of, part_size
-from datafree.fields import choice, not_negative, positive
+from datafree.fields import choice, not_negative, positive, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,9 @@ class NCFMConfig:
 
     def __post_init__(self) -> None:
         positive(self, "real_batch", "weight", "frequencies", "sampler_lr")
-        not_negative(self, "amplitude", "calibration")
+        not_negative(self, "calibration")
+        share(self, "amplitude")
         choice(self, "sampler")
-        if self.amplitude >= 1:
-            raise ValueError(f"--amplitude is {self.amplitude}: give a number from 0 to below 1")
 
 
 class Sampler(nn.Module):
