@@ -127,13 +127,17 @@ def check_labels(labels: Tensor, stored: int, factor: int, domain: Domain) -> No
         wanted: tuple[int, ...] = (stored * factor**2, domain.classes)
         if tuple(labels.shape) != wanted or not bool(labels.isfinite().all()):
             raise ValueError(f"soft labels of the shape {tuple(labels.shape)}: give finite logits {wanted}")
-        return
-    if tuple(labels.shape) != (stored,) or labels.dtype != torch.int64:
-        raise ValueError(f"labels of the shape {tuple(labels.shape)}, {labels.dtype}: give int64 ({stored},)")
-    if int(labels.min()) < 0 or int(labels.max()) >= domain.classes:
-        raise ValueError(
-            f"labels from {int(labels.min())} to {int(labels.max())}: the classes go from 0 to {domain.classes - 1}"
-        )
+    else:
+        check_numbers("labels", labels, stored, domain.classes)
+
+
+def check_numbers(name: str, labels: Tensor, images: int, classes: int) -> None:
+    """Raises ValueError unless the labels are class numbers, int64 (images,), from 0 to classes - 1."""
+    if tuple(labels.shape) != (images,) or labels.dtype != torch.int64:
+        raise ValueError(f"{name} of the shape {tuple(labels.shape)}, {labels.dtype}: give int64 ({images},)")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"{name} from {low} to {high}: the classes go from 0 to {classes - 1}")
 
 
 def check_about(factor: Any, learning_rate: Any, info: Any, domain: Domain) -> None:

@@ -15,6 +15,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
+from datafree.data.condensed import check_numbers
 from datafree.data.loading import Data, get_split
 from datafree.data.tensors import to_float
 from datafree.domain import Domain
@@ -234,11 +235,8 @@ def _check(images: Tensor, labels: Tensor, domain: Domain) -> None:
         raise ValueError("there is no image: give one or more")
     if labels.is_floating_point():
         check_probabilities("labels", labels, len(images), domain.classes)
-    elif tuple(labels.shape) != (len(images),) or labels.dtype != torch.int64:
-        raise ValueError(f"labels of the shape {tuple(labels.shape)}, {labels.dtype}: give int64 ({len(images)},)")
-    elif int(labels.min()) < 0 or int(labels.max()) >= domain.classes:
-        low, high = int(labels.min()), int(labels.max())
-        raise ValueError(f"labels from {low} to {high}: the classes go from 0 to {domain.classes - 1}")
+    else:
+        check_numbers("labels", labels, len(images), domain.classes)
 
 
 def check_probabilities(name: str, soft: Tensor, images: int, classes: int) -> None:

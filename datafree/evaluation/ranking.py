@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree.data.condensed import check_images
+from datafree.data.condensed import check_images, check_numbers
 from datafree.data.folders import folder_name, list_classes, read_images
 from datafree.data.loading import Data, get_split, validation_split
 from datafree.data.tensors import to_float
@@ -273,9 +273,5 @@ def _labels(hard: Tensor | None, soft: Tensor | None, images: int, classes: int)
         if images % classes:
             raise ValueError(f"{images} images of {classes} classes: give hard_labels, the classes' sizes differ")
         hard = torch.arange(classes).repeat_interleave(images // classes)
-    if tuple(hard.shape) != (images,) or hard.dtype != torch.int64:
-        raise ValueError(f"hard_labels of the shape {tuple(hard.shape)}, {hard.dtype}: give int64 ({images},)")
-    low, high = int(hard.min()), int(hard.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"hard_labels from {low} to {high}: the classes go from 0 to {classes - 1}")
+    check_numbers("hard_labels", hard, images, classes)
     return (hard if soft is None else soft), hard
