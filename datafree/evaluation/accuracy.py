@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -93,11 +93,8 @@ def evaluate(
         return scores
     teacher_counts = _confusion(truth, torch.cat(taught).cpu(), classes)
     decisions = _confusion(torch.cat(taught).cpu(), torch.cat(predicted).cpu(), classes)
-    return Scores(
-        images=scores.images,
-        accuracy=scores.accuracy,
-        per_class=scores.per_class,
-        confusion=scores.confusion,
+    return replace(
+        scores,
         teacher_accuracy=_accuracy(teacher_counts),
         teacher_per_class=_per_class(teacher_counts),
         agreement=_accuracy(decisions),
