@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datafree.models.build import in_evaluation
+from datafree.parallel import forked
+
 Maps = dict[tuple[int, int], Tensor]
 
 
@@ -53,16 +56,12 @@ def check_maps(student: nn.Module, teacher: nn.Module, image: Tensor) -> None:
     Raises:
         ValueError: they have no maps of one size.
     """
-    modes = {module: module.training for network in (student, teacher) for module in network.modules()}
-    try:
-        with (
-            torch.random.fork_rng(devices=[image.device] if image.is_cuda else []),
-            watch_maps(student, 1.0) as ours,
-            watch_maps(teacher, 1.0) as theirs,
-        ):
-            for network in (student, teacher):
-                network.eval()(image.to(next(network.parameters(), image).device))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with (
+        forked(image.device),
+        in_evaluation(student, teacher),
+        watch_maps(student, 1.0) as ours,
+        watch_maps(teacher, 1.0) as theirs,
+    ):
+        for network in (student, teacher):
+            network(image.to(next(network.parameters(), image).device))
     common_maps(ours, theirs)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.domain import Shape
+from datafree.models.build import in_evaluation
 
 
 def parameters(network: nn.Module) -> int:
@@ -31,7 +31,7 @@ def multiply_adds(network: nn.Module, shape: Shape) -> int:
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # fused attention is not seen by the counter
-        with _one_pass(network), sdpa_kernel(SDPBackend.MATH), counter:
+        with in_evaluation(network), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             network(_input(network, shape))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -61,7 +61,7 @@ def activation_bytes(network: nn.Module, shape: Shape, batch_size: int) -> int:
     leaves = [module for module in network.modules() if next(module.children(), None) is None]
     handles = [leaf.register_forward_hook(count) for leaf in leaves]
     try:
-        with _one_pass(network):
+        with in_evaluation(network), torch.no_grad():
             network(_input(network, shape))
     finally:
         for handle in handles:
@@ -82,7 +82,7 @@ def latency_ms(network: nn.Module, shape: Shape, *, passes: int = 20, seconds: f
     """
     image = _input(network, shape)
     times: list[float] = []
-    with _one_pass(network):
+    with in_evaluation(network), torch.no_grad():
         _timed_pass(network, image)  # finds kernels and takes memory
         begun = time.perf_counter()
         while not times or (len(times) < passes and time.perf_counter() - begun < seconds):
@@ -105,19 +105,6 @@ def _timed_pass(network: nn.Module, image: Tensor) -> float:
     if image.device.type == "cuda":
         torch.cuda.synchronize(image.device)
     return time.perf_counter() - begun
-
-
-@contextmanager
-def _one_pass(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside (BN refuses one image, dropout draws random numbers), each module's own mode after."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _input(network: nn.Module, shape: Shape) -> Tensor:

@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +85,26 @@ def check_output(network: nn.Module, *, name: str, shape: tuple[int, int, int], 
 
 def output_shape(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int, ...] | str:
     """The shape of the output for one black image, or the first line of the error. The network's mode is kept."""
-    modes = {module: module.training for module in network.modules()}
     weight = next(network.parameters(), torch.empty(0))
-    network.eval()
     try:
-        with torch.no_grad():
+        with in_evaluation(network), torch.no_grad():
             out = network(torch.zeros(1, *shape, device=weight.device))
     except Exception as error:  # a user's forward may raise anything
         return one_line(error)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return tuple(out.shape) if isinstance(out, torch.Tensor) else f"{RETURNS}{type(out).__name__}, not a tensor"
+
+
+@contextmanager
+def in_evaluation(*networks: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside (BN refuses one image, dropout draws random numbers), each module's own mode after."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        for network in networks:
+            network.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def one_line(error: BaseException) -> str:
