@@ -65,7 +65,7 @@ def grid(
     rows = -(-count // columns)
 
     font = _font()
-    captions = [_lines(label, max(wide, WIDEST), font) for label in labels or [""] * count]
+    captions = [_lines(label, max(wide, WIDEST)) for label in labels or [""] * count]
     cell = max([wide] + [round(font.getlength(line) + 0.5) for lines in captions for line in lines])
     line_height = FONT_SIZE + 2
     row_height = high + line_height * max(len(lines) for lines in captions) + GAP * 2
@@ -106,28 +106,26 @@ def _font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
 
 
-def _lines(label: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+def _lines(label: str, width: int) -> list[str]:
     """The caption as at most two lines, each at most `width` pixels wide."""
+    font = _font()
     lines = label.splitlines()[:2]
     if len(lines) == 1 and font.getlength(lines[0]) > width and " " in lines[0]:
         words = lines[0].split(" ")
         # The end of a caption (a confidence) is kept whole: as many last words as fit stand in the second line.
         breaks = [[" ".join(words[:i]), " ".join(words[i:])] for i in range(1, len(words))]
         lines = next((pair for pair in breaks if font.getlength(pair[1]) <= width), breaks[-1])
-    return [_cut("".join(c if c.isprintable() else " " for c in line), width, font) for line in lines]
+    return [one_line(line, width) for line in lines]
 
 
-def _cut(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def one_line(text: str, width: int) -> str:
+    """The text in one line of printable characters, cut to so many pixels of the captions' font."""
+    font, line = _font(), "".join(c if c.isprintable() else " " for c in text)
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "…") > width:
         line = line[:-1]
     return line + "…"
-
-
-def one_line(text: str, width: int) -> str:
-    """The text in one line of printable characters, cut to so many pixels of the captions' font."""
-    return _cut("".join(c if c.isprintable() else " " for c in text), width, _font())
 
 
 def data_uri(data: bytes, limit: int = 300_000) -> tuple[str, int, int]:

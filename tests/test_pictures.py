@@ -80,7 +80,7 @@ def test_captions_are_drawn_below_and_never_widen_a_cell_without_limit():
 @pytest.mark.parametrize("label", ["Ankle boot 98 %", "an uncommonly long name of a class 98 %", "w" * 90 + " 98 %"])
 def test_a_long_caption_keeps_its_confidence(label: str):
     font = pictures._font()
-    lines = pictures._lines(label, WIDEST, font)
+    lines = pictures._lines(label, WIDEST)
     assert len(lines) == 2
     assert lines[1].endswith("98 %")
     assert all(font.getlength(line) <= WIDEST for line in lines)
