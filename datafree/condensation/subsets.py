@@ -86,13 +86,10 @@ class KCenter:
     Config = KCenterConfig
     LOOP: Mapping[str, Any] = {}
     READS: tuple[str, ...] = ()
+    beforehand = staticmethod(Herding.beforehand)
 
     def __init__(self, setting: Setting, config: KCenterConfig) -> None:
         self.setting = setting
-
-    @staticmethod
-    def beforehand(setting: Setting, config: KCenterConfig) -> list[str]:
-        return [needed_network(setting, selecting=True)]
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         def select(features: Tensor, n: int) -> Tensor:
@@ -105,13 +102,10 @@ class KMeans:
     Config = KMeansConfig
     LOOP: Mapping[str, Any] = {}
     READS: tuple[str, ...] = ()
+    beforehand = staticmethod(Herding.beforehand)
 
     def __init__(self, setting: Setting, config: KMeansConfig) -> None:
         self.setting = setting
-
-    @staticmethod
-    def beforehand(setting: Setting, config: KMeansConfig) -> list[str]:
-        return [needed_network(setting, selecting=True)]
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         def select(features: Tensor, n: int) -> Tensor:
