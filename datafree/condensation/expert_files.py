@@ -31,18 +31,18 @@ class Experts:
         """An expert's parameters, float32 (P,), at each of the `records` from 0 (the first parameters) on."""
         from safetensors import safe_open
 
-        with safe_open(shard(self.folder, expert), framework="pt") as file:
+        with safe_open(expert_file(self.folder, expert), framework="pt") as file:
             start, moves = file.get_tensor("start"), file.get_slice("moves")
             return [(start + moves[r - 1].float() if r else start).to(device) for r in records]
 
 
-def shard(folder: Path, expert: int) -> Path:
+def expert_file(folder: Path, expert: int) -> Path:
     return folder / f"expert-{expert:04d}.safetensors"
 
 
 def missing_experts(folder: Path, key: str, count: int) -> list[int]:
     """The experts whose files are not there or torn, or hold what is not finite."""
-    found = (about_shard(shard(folder, i), key) for i in range(count))
+    found = (about_expert(expert_file(folder, i), key) for i in range(count))
     return [i for i, about in enumerate(found) if about is None or not about["finite"]]
 
 
@@ -50,7 +50,7 @@ def whole_experts(folder: Path, key: str, most: int | None) -> list[dict[str, An
     """What the experts' files say of themselves, from the first on to the first that is missing."""
     found: list[dict[str, Any]] = []
     while most is None or len(found) < most:
-        about = about_shard(shard(folder, len(found)), key)
+        about = about_expert(expert_file(folder, len(found)), key)
         if about is None:
             break
         found.append(about)
@@ -61,7 +61,7 @@ def checksum(tensors: dict[str, Tensor]) -> int:
     return zlib.crc32(tensors["moves"].numpy().data, zlib.crc32(tensors["start"].numpy().data))
 
 
-def about_shard(file: Path, key: str) -> dict[str, Any] | None:
+def about_expert(file: Path, key: str) -> dict[str, Any] | None:
     """What a whole file of that key says of itself, and whether all it holds is "finite".
 
     None where it is missing, torn, or of something else.

@@ -33,11 +33,11 @@ from datafree import parallel
 from datafree.condensation.expert_files import (
     INDEX,
     Experts,
-    about_shard,
+    about_expert,
     checksum,
+    expert_file,
     missing_experts,
     read_index,
-    shard,
     whole_experts,
 )
 from datafree.condensation.setting import Setting, operations_a_second
@@ -265,7 +265,7 @@ def record(setting: Setting, recipe: Recipe, folder: Path | None = None, *, rate
             write_json(folder / INDEX, {"key": key, "records": records, "about": about})
     for index in missing[parallel.rank() :: parallel.world_size()]:
         try:
-            if not _record_one(setting, recipe, index, shard(folder, index), key):
+            if not _record_one(setting, recipe, index, expert_file(folder, index), key):
                 break
         except _DivergedError as error:
             _leave(folder, key)
@@ -295,7 +295,7 @@ class _DivergedError(Exception):
 def _leave(folder: Path, key: str) -> None:
     """Takes the index away where no expert is beside it: experts of another rate may be recorded there then."""
     alone = parallel.world_size() == 1  # others may be recording
-    if alone and not any(about_shard(file, key) is not None for file in folder.glob("expert-*.safetensors")):
+    if alone and not any(about_expert(file, key) is not None for file in folder.glob("expert-*.safetensors")):
         (folder / INDEX).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else is there
             folder.rmdir()

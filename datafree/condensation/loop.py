@@ -60,7 +60,7 @@ class ImageTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[group["name"]] * factor
         torch.autograd.backward(torch.stack(list(terms.values())).sum(), inputs=list(self.parameters.values()))
-        add_gradients(list(self.parameters.values()))
+        sum_gradients(list(self.parameters.values()))
         try:
             self.optimizer.step()
         except RuntimeError as error:
@@ -106,7 +106,7 @@ LABEL_MOMENTUM = 0.9
 IMAGE_DECAY = 0.01  # AdamW's, as torch has it: a step takes rate * decay of each pixel, towards black; labels have none
 
 
-def add_gradients(parameters: list[Any]) -> None:
+def sum_gradients(parameters: list[Any]) -> None:
     """Adds the processes' gradients up; where a process has none for a parameter, it counts as zero."""
     if parallel.world_size() == 1:
         return

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree import losses
-from datafree.condensation.loop import add_gradients
+from datafree.condensation.loop import sum_gradients
 from datafree.condensation.networks import Networks, augmented_pairs, check_embeddings, embed, shared_classes
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
@@ -155,7 +155,7 @@ class NCFM:
         gradients = torch.autograd.grad(distance, parameters, retain_graph=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = -gradient
-        add_gradients(parameters)
+        sum_gradients(parameters)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

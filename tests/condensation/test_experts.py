@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from datafree import parallel
 from datafree.condensation.datm import DATM, DATMConfig
-from datafree.condensation.expert_files import INDEX, checksum, shard
+from datafree.condensation.expert_files import INDEX, checksum, expert_file
 from datafree.condensation.experts import (
     Recipe,
     describe,
@@ -151,7 +151,7 @@ def test_experts_are_found_again_and_what_is_torn_is_made_again(tmp_path: Path) 
         (folder / "expert-0000.safetensors").write_bytes(damage)
         record(setting, RECIPE)
         assert all(map(torch.equal, tensors(folder), made))
-    shard(folder, 1).unlink()
+    expert_file(folder, 1).unlink()
     more = record(setting, dataclasses.replace(RECIPE, count=3))
     assert more.count == 3
     assert more.folder == folder
@@ -219,7 +219,7 @@ def test_two_processes_share_the_experts(
     for rank in order:
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         folder = record(make_setting(tmp_path / "two"), dataclasses.replace(RECIPE)).folder
-        made.append(sum(shard(folder, i).exists() for i in range(2)))
+        made.append(sum(expert_file(folder, i).exists() for i in range(2)))
     assert made == [1, 2]
     assert all(map(torch.equal, tensors(folder), alone))
 
@@ -359,12 +359,12 @@ def test_a_folder_with_an_expert_that_diverged_is_refused(tmp_path: Path) -> Non
     """As older versions wrote them; in the cache such a file counts as missing."""
     folder = record(make_setting(tmp_path), RECIPE).folder
     made = tensors(folder)
-    with safe_open(shard(folder, 1), framework="pt") as file:
+    with safe_open(expert_file(folder, 1), framework="pt") as file:
         about = json.loads(file.metadata()["datafree"])
-    held = load_file(shard(folder, 1))
+    held = load_file(expert_file(folder, 1))
     held["moves"][-1, 3] = torch.inf
     about["crc"] = checksum(held)
-    save_file(held, shard(folder, 1), metadata={"datafree": json.dumps(about)})
+    save_file(held, expert_file(folder, 1), metadata={"datafree": json.dumps(about)})
     options = MTTConfig(expert_folder=str(folder))
     with pytest.raises(ValueError, match=f"^expert 2 of {folder} diverged, .*: record others with datafree experts"):
         find_experts(make_setting(tmp_path), options)
@@ -570,7 +570,7 @@ def test_the_command_says_what_it_recorded(tmp_path: Path, capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert "1, 2 records each" in shown
     assert str(tmp_path / "mine") in shown
-    assert shard(tmp_path / "mine", 0).exists()
+    assert expert_file(tmp_path / "mine", 0).exists()
 
 
 def test_learning_the_set_brings_students_nearer_to_the_expert(tmp_path: Path) -> None:
