@@ -602,5 +602,4 @@ def test_condensed_digits_beat_the_real_ones_they_began_as(method: Any, config: 
     synthetic = Synthetic(images, labels)
     steps(method(setting, config), synthetic, make_trainer(method, synthetic, image_lr=image_lr), 0, 100)
     before, after = (accuracy(x, labels, data, make) for x in (images, synthetic.images.detach()))
-    print(method.__name__, before, after)
     assert after > before + 0.03
