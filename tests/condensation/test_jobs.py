@@ -97,10 +97,8 @@ def test_every_objective_resumes_to_the_last_bit(name: str, tmp_path: Path) -> N
     assert again.set.learning_rate == whole.set.learning_rate
 
 
-@pytest.mark.parametrize("nets", ["fresh", "trained", "reused"])
-def test_dm_resumes_to_the_last_bit_with_every_kind_of_networks(nets: str, tmp_path: Path) -> None:
-    common: dict[str, Any] = {**TINY, "method": "dm", "steps": 6, "nets": nets}
-    common |= {"fresh": {}, "reused": {"net_steps": 3}, "trained": {"net_pool": 2, "net_steps": 3}}[nets]
+def test_dm_resumes_to_the_last_bit_with_trained_networks_and_an_average(tmp_path: Path) -> None:
+    common: dict[str, Any] = {**TINY, "method": "dm", "steps": 6, "nets": "trained", "net_pool": 2, "net_steps": 3}
     common |= {"image_ema": 0.5, "factor": 2, "labels": "hard", "real_batch": 4}
     whole = condense(out=tmp_path / "straight", **common)
     with pytest.raises(PowerCutError):
