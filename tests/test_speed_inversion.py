@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from scripts import speed_inversion as speed
 SCRIPT = Path(__file__).parents[1] / "scripts" / "speed.py"
 PAIR = ("wrn10_1", "resnet8")
 SIZES: dict[str, Any] = {"batch": 3, "width": 2}
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
