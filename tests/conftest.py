@@ -7,7 +7,8 @@ import random
 import signal
 import site
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +60,26 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+class PowerCutError(Exception):
+    """Stands for what ends a process at once."""
+
+
+@pytest.fixture
+def power_cut() -> Callable[[int], AbstractContextManager[Callable[[Mapping[str, Any]], None]]]:
+    """Of a step: a block that has to end there, in which a run is given the value as its `show`."""
+
+    @contextmanager
+    def cut(step: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        def show(row: Mapping[str, Any]) -> None:
+            if row["step"] >= step:
+                raise PowerCutError
+
+        with pytest.raises(PowerCutError):
+            yield show
+
+    return cut
 
 
 class Group:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +95,13 @@ def test_a_learner_begins_with_a_copy_of_the_loops_network(nets: str, monkeypatc
     ],
 )
 def test_runs_resume_to_the_last_bit(
-    method: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power_cut: Any
 ) -> None:
     monkeypatch.setattr("datafree.jobs.condense_session.LOG_SECONDS", 0.0)
     common = {**TINY, "method": method, "steps": 4, **({} if method == "frepo" else {"real_batch": 4}), **options}
 
-    class PowerCutError(Exception):
-        pass
-
-    def show(row: Mapping[str, Any]) -> None:
-        if row["step"] >= 3:
-            raise PowerCutError
-
     whole = condense(out=tmp_path / "straight", **common)
-    with pytest.raises(PowerCutError):
+    with power_cut(3) as show:
         condense(out=tmp_path / "killed", checkpoint_every=1e-9, show=show, **common)
     again = resume_condense(tmp_path / "killed")
     assert torch.equal(again.set.images, whole.set.images)

@@ -32,18 +32,6 @@ OBJECTIVES = [name for name in METHODS if hasattr(load_method(name), "terms")]
 TINY: dict[str, Any] = {"data": "digits", "ipc": 2, "arch": "convnet3", "threads": 1}
 
 
-class PowerCutError(Exception):
-    pass
-
-
-def at_step(step: int) -> Callable[[Mapping[str, Any]], None]:
-    def show(row: Mapping[str, Any]) -> None:
-        if row["step"] >= step:
-            raise PowerCutError
-
-    return show
-
-
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row a step, so that a test can stop at any."""
@@ -84,12 +72,12 @@ def test_every_method_makes_a_set_of_the_digits_in_two_steps(name: str, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_resumes_to_the_last_bit(name: str, tmp_path: Path) -> None:
+def test_every_objective_resumes_to_the_last_bit(name: str, tmp_path: Path, power_cut: Any) -> None:
     short = {"outer": 2, "inner": 1} if name in ("dc", "dsa") else {}
     common = {**TINY, "method": name, "steps": 6, **short}
     whole = condense(out=tmp_path / "straight", **common)
-    with pytest.raises(PowerCutError):
-        condense(out=tmp_path / "killed", checkpoint_every=1e-9, show=at_step(4), **common)
+    with power_cut(4) as show:
+        condense(out=tmp_path / "killed", checkpoint_every=1e-9, show=show, **common)
     assert (tmp_path / "killed" / CHECKPOINT).exists()
     again = resume_condense(tmp_path / "killed")
     assert torch.equal(again.set.images, whole.set.images)
@@ -97,12 +85,12 @@ def test_every_objective_resumes_to_the_last_bit(name: str, tmp_path: Path) -> N
     assert again.set.learning_rate == whole.set.learning_rate
 
 
-def test_dm_resumes_to_the_last_bit_with_trained_networks_and_an_average(tmp_path: Path) -> None:
+def test_dm_resumes_to_the_last_bit_with_trained_networks_and_an_average(tmp_path: Path, power_cut: Any) -> None:
     common: dict[str, Any] = {**TINY, "method": "dm", "steps": 6, "nets": "trained", "net_pool": 2, "net_steps": 3}
     common |= {"image_ema": 0.5, "factor": 2, "labels": "hard", "real_batch": 4}
     whole = condense(out=tmp_path / "straight", **common)
-    with pytest.raises(PowerCutError):
-        condense(out=tmp_path / "killed", checkpoint_every=1e-9, show=at_step(4), **common)
+    with power_cut(4) as show:
+        condense(out=tmp_path / "killed", checkpoint_every=1e-9, show=show, **common)
     again = resume_condense(tmp_path / "killed")
     assert torch.equal(again.set.images, whole.set.images)
     rows = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
@@ -237,13 +225,13 @@ def test_a_folder_that_is_being_written_is_left_to_its_owner(tmp_path: Path) -> 
     assert not list(out.glob(".*"))
 
 
-def test_nothing_of_a_set_survives_what_is_made_in_its_place(tmp_path: Path) -> None:
+def test_nothing_of_a_set_survives_what_is_made_in_its_place(tmp_path: Path, power_cut: Any) -> None:
     """Else `evaluate` would score the former set of a folder that holds a student now."""
     common: dict[str, Any] = {**TINY, "method": "dm", "steps": 1, "real_batch": 4}
     condense(out=tmp_path, **common)
     (tmp_path / "evaluation.json").write_text("{}")
-    with pytest.raises(PowerCutError):
-        condense(out=tmp_path, force=True, show=at_step(1), **common)
+    with power_cut(1) as show:
+        condense(out=tmp_path, force=True, show=show, **common)
     assert not {"condensed.safetensors", "card.md", "evaluation.json"} & {path.name for path in tmp_path.iterdir()}
 
 

@@ -95,18 +95,6 @@ MADE: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-class PowerCutError(Exception):
-    """Stands for what ends a process at once."""
-
-
-def at_step(step: int) -> Any:
-    def show(row: Mapping[str, Any]) -> None:
-        if row["step"] >= step:
-            raise PowerCutError
-
-    return show
-
-
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Trained on the CPU: a file is the same wherever it was made."""
@@ -146,11 +134,11 @@ def test_options_of_methods(method: str, own: dict[str, Any], teacher: str, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_resumes_to_the_last_bit(method: str, teacher: str, tmp_path: Path) -> None:
+def test_every_method_resumes_to_the_last_bit(method: str, teacher: str, tmp_path: Path, power_cut: Any) -> None:
     options = {**SHORT, **GPU, **narrow(method), "teacher": teacher, "method": method, "steps": 4}
     datafree.train(out=tmp_path / "whole", **options)
-    with pytest.raises(PowerCutError):
-        datafree.train(out=tmp_path / "run", checkpoint_every=1e-9, show=at_step(2), **options)
+    with power_cut(2) as show:
+        datafree.train(out=tmp_path / "run", checkpoint_every=1e-9, show=show, **options)
     datafree.resume(tmp_path / "run")
     one, two = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -182,12 +170,14 @@ def test_every_method_condenses_there(method: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", OBJECTIVES)
-def test_every_objective_resumes_to_the_last_bit(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_objective_resumes_to_the_last_bit(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power_cut: Any
+) -> None:
     monkeypatch.setattr("datafree.jobs.condense_session.LOG_SECONDS", 0.0)  # a row a step
     options = {**CONDENSE, **options_of(method, SMALL), "method": method, "steps": 3}
     whole = datafree.condense(data=colour(), out=tmp_path / "whole", **options)
-    with pytest.raises(PowerCutError):
-        datafree.condense(data=colour(), out=tmp_path / "run", checkpoint_every=1e-9, show=at_step(2), **options)
+    with power_cut(2) as show:
+        datafree.condense(data=colour(), out=tmp_path / "run", checkpoint_every=1e-9, show=show, **options)
     again = resume_condense(tmp_path / "run", data=colour())
     assert torch.equal(again.set.images, whole.set.images)
     assert torch.equal(again.set.labels, whole.set.labels)
@@ -232,11 +222,11 @@ def test_scores_and_samples_of_a_run(teacher: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_a_network_trained_on_real_data(precision: str, tmp_path: Path) -> None:
+def test_a_network_trained_on_real_data(precision: str, tmp_path: Path, power_cut: Any) -> None:
     options = {"data": "digits", "arch": "resnet8", "batch_size": 8, "ema": 0.9, "precision": precision, **GPU}
     datafree.pretrain(out=tmp_path / "whole", steps=3, **options)
-    with pytest.raises(PowerCutError):
-        datafree.pretrain(out=tmp_path / "run", steps=3, checkpoint_every=1e-9, show=at_step(2), **options)
+    with power_cut(2) as show:
+        datafree.pretrain(out=tmp_path / "run", steps=3, checkpoint_every=1e-9, show=show, **options)
     datafree.resume(tmp_path / "run")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,6 @@ DFQ: dict[str, Any] = {**SHORT, **NARROW, "method": "dfq", "generator_steps": 1,
 
 class PowerCutError(Exception):
     """Stands for what ends a process at once."""
-
-
-def at_step(step: int) -> Any:
-    def show(row: Mapping[str, Any]) -> None:
-        if row["step"] >= step:
-            raise PowerCutError
-
-    return show
 
 
 def same_weights(one: Path, two: Path, names: tuple[str, ...] = ("student", "generator")) -> None:
@@ -247,10 +238,12 @@ def test_generators_that_are_told_classes_are_sampled(method: str, teacher: str,
 @pytest.mark.parametrize(
     "step", [pytest.param(2, marks=pytest.mark.slow), 10, pytest.param(18, marks=pytest.mark.slow)]
 )
-def test_a_killed_run_resumes_to_the_last_bit(finished: Path, teacher: str, tmp_path: Path, step: int) -> None:
+def test_a_killed_run_resumes_to_the_last_bit(
+    finished: Path, teacher: str, tmp_path: Path, step: int, power_cut: Any
+) -> None:
     out = tmp_path / "run"
-    with pytest.raises(PowerCutError):
-        datafree.train(teacher=teacher, out=out, checkpoint_every=1e-9, show=at_step(step), **DFQ)
+    with power_cut(step) as show:
+        datafree.train(teacher=teacher, out=out, checkpoint_every=1e-9, show=show, **DFQ)
     assert not (out / "result.json").exists()
     assert (out / CHECKPOINT).exists()
     said: list[str] = []
@@ -264,22 +257,22 @@ def test_a_killed_run_resumes_to_the_last_bit(finished: Path, teacher: str, tmp_
 
 
 @pytest.mark.parametrize("method", ["noise", "dafl", "dfad"])
-def test_every_method_resumes_to_the_last_bit(teacher: str, tmp_path: Path, method: str) -> None:
+def test_every_method_resumes_to_the_last_bit(teacher: str, tmp_path: Path, method: str, power_cut: Any) -> None:
     common = {**SHORT, **({} if method == "noise" else NARROW), "teacher": teacher, "method": method, "steps": 12}
     common |= {"ema": 0.9, "evaluations": 4}
     datafree.train(out=tmp_path / "straight", **common)
-    with pytest.raises(PowerCutError):
-        datafree.train(out=tmp_path / "killed", checkpoint_every=1e-9, show=at_step(6), **common)
+    with power_cut(6) as show:
+        datafree.train(out=tmp_path / "killed", checkpoint_every=1e-9, show=show, **common)
     datafree.resume(tmp_path / "killed")
     same_weights(
         tmp_path / "straight", tmp_path / "killed", ("student",) if method == "noise" else ("student", "generator")
     )
 
 
-def test_a_torn_checkpoint_costs_steps_but_no_bit(finished: Path, teacher: str, tmp_path: Path) -> None:
+def test_a_torn_checkpoint_costs_steps_but_no_bit(finished: Path, teacher: str, tmp_path: Path, power_cut: Any) -> None:
     out = tmp_path / "run"
-    with pytest.raises(PowerCutError):
-        datafree.train(teacher=teacher, out=out, checkpoint_every=1e-9, show=at_step(12), **DFQ)
+    with power_cut(12) as show:
+        datafree.train(teacher=teacher, out=out, checkpoint_every=1e-9, show=show, **DFQ)
     content = (out / CHECKPOINT).read_bytes()
     (out / CHECKPOINT).write_bytes(content[: len(content) // 3])
     said: list[str] = []
@@ -289,10 +282,10 @@ def test_a_torn_checkpoint_costs_steps_but_no_bit(finished: Path, teacher: str, 
     same_weights(finished, out)
 
 
-def test_a_run_without_any_checkpoint_starts_anew(finished: Path, teacher: str, tmp_path: Path) -> None:
+def test_a_run_without_any_checkpoint_starts_anew(finished: Path, teacher: str, tmp_path: Path, power_cut: Any) -> None:
     out = tmp_path / "run"
-    with pytest.raises(PowerCutError):
-        datafree.train(teacher=teacher, out=out, show=at_step(6), **DFQ)
+    with power_cut(6) as show:
+        datafree.train(teacher=teacher, out=out, show=show, **DFQ)
     assert not (out / CHECKPOINT).exists()
     assert not (out / PREVIOUS).exists()
     said: list[str] = []
@@ -301,12 +294,14 @@ def test_a_run_without_any_checkpoint_starts_anew(finished: Path, teacher: str, 
     same_weights(finished, out)
 
 
-def test_the_embedded_job_without_any_checkpoint_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_job_without_any_checkpoint_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power_cut: Any
+) -> None:
     """Its teacher is there by then and not trained again; the student begins as it began all the same."""
     monkeypatch.setattr(pretraining, "EMBEDDED", {**pretraining.EMBEDDED, "epochs": 1})
-    for name, show in (("straight", None), ("killed", at_step(6))):
-        with pytest.raises(PowerCutError) if show else nullcontext():
-            datafree.train(out=tmp_path / name, show=show or (lambda _: None), **DFQ)
+    datafree.train(out=tmp_path / "straight", **DFQ)
+    with power_cut(6) as show:
+        datafree.train(out=tmp_path / "killed", show=show, **DFQ)
     datafree.resume(tmp_path / "killed")
     same_weights(tmp_path / "straight", tmp_path / "killed", ("student", "generator", "teacher"))
 
