@@ -50,11 +50,7 @@ class CondensedImages:
         "augment": False,
     }
     NEEDS_GRADIENTS = False
-
-    @staticmethod
-    def follows_prior(config: CondensedConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return False
+    FOLLOWS_PRIOR = False
 
     def __init__(self, setting: Setting, condensed: CondensedSet, *, cropped: bool = False) -> None:
         self.setting, self.config = setting, CondensedConfig()
@@ -98,11 +94,7 @@ class RealImages:
 
     Config = CondensedConfig
     NEEDS_GRADIENTS = False
-
-    @staticmethod
-    def follows_prior(config: CondensedConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return False
+    FOLLOWS_PRIOR = False
 
     def __init__(self, setting: Setting, images: Tensor) -> None:
         self.setting, self.config, self.images, self.made = setting, CondensedConfig(), images, 0

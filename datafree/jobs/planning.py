@@ -225,8 +225,9 @@ def _check_embedded(config: TrainConfig) -> None:
 def _check_needs(plan: Plan) -> None:
     """Looks through the networks once, and builds the method once, aside: what they lack is said before a run begins.
 
-    A method says that it never differentiates the teacher by `NEEDS_GRADIENTS = False`, and which of its weights needs
-    penultimate features by `NEEDS_FEATURES`.
+    A method says that it never differentiates the teacher by `NEEDS_GRADIENTS = False`, which of its weights needs
+    penultimate features by `NEEDS_FEATURES`, and without which its images do not come in the classes' shares by
+    `FOLLOWS_PRIOR` (False: they never do). One that does not say the last is taken to follow them.
     """
     method, config, domain = plan.method, plan.config, plan.domain
     if getattr(method, "NEEDS_GRADIENTS", True):
@@ -247,10 +248,11 @@ def _check_needs(plan: Plan) -> None:
                 f"--{needed} needs the features before the teacher's last layer, which cannot be seen: "
                 f"give --{needed} 0"
             )
-    if plan.prior is not None and not getattr(method, "follows_prior", lambda _: True)(plan.method_config):
+    follows = getattr(method, "FOLLOWS_PRIOR", True)
+    followed = getattr(plan.method_config, follows) if isinstance(follows, str) else follows
+    if plan.prior is not None and not followed:
         name = INSTEAD.get(method, config.method)
-        weight = next((w for w in ("balance", "onehot") if hasattr(plan.method_config, w)), None)
-        without = f" without --{weight}" if weight else ""
+        without = f" without --{follows}" if follows in dataclasses.asdict(plan.method_config) else ""
         raise ValueError(f"--prior: {name}{without} makes images of no class in particular; leave it out")
     if config.attention:
         check_maps(plan.network, plan.teacher.teacher.network, torch.full((1, *domain.shape), 0.5, device=plan.device))

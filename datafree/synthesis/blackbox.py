@@ -116,11 +116,7 @@ class BlackBox:
         }
     }
     NEEDS_GRADIENTS = False
-
-    @staticmethod
-    def follows_prior(config: BlackBoxConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return False
+    FOLLOWS_PRIOR = False
 
     def __init__(self, setting: Setting, config: BlackBoxConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

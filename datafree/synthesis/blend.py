@@ -100,12 +100,8 @@ class Blend:
         "inherit": True,
     }
     NEEDS_STATISTICS = "bn"
+    FOLLOWS_PRIOR = "onehot"
     WITHOUT_STATISTICS: Mapping[str, float] = {"shapes": 0.5, "student_steps": 60}
-
-    @staticmethod
-    def follows_prior(config: BlendConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.onehot > 0
 
     def __init__(self, setting: Setting, config: BlendConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, NoisyImaging(setting, config)

@@ -115,16 +115,12 @@ class CMI:
         "augment": True,
     }
     NEEDS_STATISTICS = "bn"
+    FOLLOWS_PRIOR = "onehot"
     PRESETS: Mapping[str, Mapping[str, Any]] = {
         # 40 calls with 2000 student steps each, after as many calls alone as make the 50,000 images it starts from.
         "official": {**_OFFICIAL, "student_steps": 2000, "warmup": 196 / 236, "bank": 60_416},
         "scratch": {**_OFFICIAL, "student_steps": 400, "warmup": 0.0, "bank": 51_200, "onehot": 1.0},
     }
-
-    @staticmethod
-    def follows_prior(config: CMIConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.onehot > 0
 
     def __init__(self, setting: Setting, config: CMIConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

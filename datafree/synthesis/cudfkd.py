@@ -135,11 +135,7 @@ class CuDFKD:
     }
     NEEDS_STATISTICS = "bn"
     NEEDS_FEATURES = "contrast"
-
-    @staticmethod
-    def follows_prior(config: CuDFKDConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.balance > 0
+    FOLLOWS_PRIOR = "balance"
 
     def __init__(self, setting: Setting, config: CuDFKDConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

@@ -69,6 +69,7 @@ class DAFL:
         "augment": True,
     }
     NEEDS_FEATURES = "activation"
+    FOLLOWS_PRIOR = "balance"
     # "official": the authors' release on CIFAR-10, whose balance of 5 is of a logarithm to base 10. "zju": the common
     # re-implementation, which announces T = 20 and overwrites it.
     PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -116,11 +117,6 @@ class DAFL:
             "student_steps": 5,
         },
     }
-
-    @staticmethod
-    def follows_prior(config: DAFLConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.balance > 0
 
     def __init__(self, setting: Setting, config: DAFLConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

@@ -105,6 +105,7 @@ class DeepInversion:
         "augment": True,
     }
     NEEDS_STATISTICS = "bn"
+    FOLLOWS_PRIOR = "onehot"
     PRESETS: Mapping[str, Mapping[str, Any]] = {
         # The release's page for CIFAR-10, "paper parameters": its competition is off.
         "official": {
@@ -124,11 +125,6 @@ class DeepInversion:
             "batch_size": 256, "epochs": 200.0, "lr": 0.1, "weight_decay": 1e-4,
         },
     }  # fmt: skip
-
-    @staticmethod
-    def follows_prior(config: DeepInversionConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.onehot > 0
 
     def __init__(self, setting: Setting, config: DeepInversionConfig) -> None:
         self.setting, self.config = setting, config

@@ -77,6 +77,7 @@ class DFAD:
         "weight_decay": 5e-4,
         "augment": True,
     }
+    FOLLOWS_PRIOR = False
     # "official": the authors' release on CIFAR-10 with --scheduler, 500 times 50 rounds; both rates fall. "zju": the
     # common re-implementation.
     PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -115,11 +116,6 @@ class DFAD:
             "student_mode": "eval",
         },
     }
-
-    @staticmethod
-    def follows_prior(config: DFADConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return False
 
     def __init__(self, setting: Setting, config: DFADConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

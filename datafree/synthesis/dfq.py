@@ -124,11 +124,7 @@ class DFQ:
         },
     }
     NEEDS_STATISTICS = "bn"
-
-    @staticmethod
-    def follows_prior(config: DFQConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.balance > 0
+    FOLLOWS_PRIOR = "balance"
 
     def __init__(self, setting: Setting, config: DFQConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

@@ -115,16 +115,12 @@ class Fast:
         "augment": True,
     }
     NEEDS_STATISTICS = "bn"
+    FOLLOWS_PRIOR = "onehot"
     PRESETS: Mapping[str, Mapping[str, Any]] = {
         "official": {**_OFFICIAL, "generator_steps": 10, "generator_lr": 2e-3, "latent_lr": 0.01},
         "official-5": {**_OFFICIAL, "generator_steps": 5, "generator_lr": 3e-3, "latent_lr": 0.01},
         "official-2": {**_OFFICIAL, "generator_steps": 2, "generator_lr": 5e-3, "latent_lr": 0.015},
     }
-
-    @staticmethod
-    def follows_prior(config: FastConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.onehot > 0
 
     def __init__(self, setting: Setting, config: FastConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

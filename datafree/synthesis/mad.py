@@ -100,11 +100,7 @@ class MAD:
         "augment": True,
     }
     NEEDS_STATISTICS = "bn"
-
-    @staticmethod
-    def follows_prior(config: MADConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.balance > 0
+    FOLLOWS_PRIOR = "balance"
 
     def __init__(self, setting: Setting, config: MADConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

@@ -110,11 +110,7 @@ class NAYER:
         }
     }
     NEEDS_STATISTICS = "bn"
-
-    @staticmethod
-    def follows_prior(config: NAYERConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.onehot > 0
+    FOLLOWS_PRIOR = "onehot"
 
     def __init__(self, setting: Setting, config: NAYERConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, NoisyImaging(setting, config)

@@ -39,6 +39,10 @@ class NoiseConfig:
         positive(self, "student_steps", "bank")
         choice(self, "distribution")
 
+    @property
+    def shaped(self) -> bool:
+        return self.distribution == "shapes"
+
 
 class Noise:
     """No synthesis: every sample is drawn anew, or from a bank of random shapes."""
@@ -53,12 +57,8 @@ class Noise:
         "augment": False,
     }
     NEEDS_GRADIENTS = False
+    FOLLOWS_PRIOR = "shaped"
     PRESETS: Mapping[str, Mapping[str, Any]] = {"official": {"batch_statistics": True, "lr": 1e-3}}
-
-    @staticmethod
-    def follows_prior(config: NoiseConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.distribution == "shapes"
 
     def __init__(self, setting: Setting, config: NoiseConfig) -> None:
         if config.batch_statistics and not setting.teacher.has_statistics:
@@ -66,7 +66,7 @@ class Noise:
         self.setting, self.config, self.made = setting, config, 0
         if config.batch_statistics:
             self.answer = self._unprepared
-        self.shapes = ShapeBank(setting, config.bank) if config.distribution == "shapes" else None
+        self.shapes = ShapeBank(setting, config.bank) if config.shaped else None
 
     def update(self) -> dict[str, float]:
         if self.shapes is not None:

@@ -114,11 +114,7 @@ class PRE:
         }
     }
     NEEDS_FEATURES = "activation"
-
-    @staticmethod
-    def follows_prior(config: PREConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.balance > 0
+    FOLLOWS_PRIOR = "balance"
 
     def __init__(self, setting: Setting, config: PREConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

@@ -93,6 +93,7 @@ class SpaceshipNet:
         "attention": 250.0,
     }
     NEEDS_STATISTICS = "bn"
+    FOLLOWS_PRIOR = "onehot"
     PRESETS: Mapping[str, Mapping[str, Any]] = {
         # 200 calls with 2000 student steps each, that is 1000 epochs of 400; a call's images are rendered anew at every
         # step there, and held here: 200 × 256 × 4.
@@ -113,11 +114,6 @@ class SpaceshipNet:
             "weight_decay": 1e-4,
         }
     }
-
-    @staticmethod
-    def follows_prior(config: SpaceshipNetConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.onehot > 0
 
     def __init__(self, setting: Setting, config: SpaceshipNetConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

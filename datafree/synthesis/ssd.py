@@ -105,11 +105,7 @@ class SSD:
         "augment": True,
     }
     NEEDS_STATISTICS = "bn"
-
-    @staticmethod
-    def follows_prior(config: SSDConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return config.balance > 0
+    FOLLOWS_PRIOR = "balance"
 
     def __init__(self, setting: Setting, config: SSDConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

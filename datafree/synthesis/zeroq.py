@@ -65,12 +65,8 @@ class ZeroQ:
         "augment": True,
     }
     NEEDS_STATISTICS = "bn"
+    FOLLOWS_PRIOR = False
     PRESETS: Mapping[str, Mapping[str, Any]] = {"official": {"pixel_steps": 500, "synthesis_batch": 32}}
-
-    @staticmethod
-    def follows_prior(config: ZeroQConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return False
 
     def __init__(self, setting: Setting, config: ZeroQConfig) -> None:
         self.setting, self.config = setting, config

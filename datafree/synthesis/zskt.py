@@ -81,6 +81,7 @@ class ZSKT:
         "attention": 250.0,
         "gradient_clip": 5.0,
     }
+    FOLLOWS_PRIOR = False
     PRESETS: Mapping[str, Mapping[str, Any]] = {
         # The release's KL is a mean over classes too: a tenth of ours for its ten classes. Adam does not see a common
         # factor, so its total, ours / 10, is attention and both clips times ten.
@@ -116,11 +117,6 @@ class ZSKT:
             "epochs": 200.0,
         },
     }
-
-    @staticmethod
-    def follows_prior(config: ZSKTConfig) -> bool:
-        """Whether the images come in the classes' shares."""
-        return False
 
     def __init__(self, setting: Setting, config: ZSKTConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)

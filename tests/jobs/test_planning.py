@@ -14,6 +14,7 @@ from datafree import jobs
 from datafree.config import TrainConfig
 from datafree.jobs.beginnings import inherit
 from datafree.models import build_model
+from datafree.synthesis import load_method
 
 NETWORKS = """
 from torch import nn
@@ -190,8 +191,16 @@ def test_a_method_that_takes_adam_keeps_its_own_rate(tmp_path: Path) -> None:
 )
 def test_a_prior_that_a_method_cannot_keep_is_refused(tmp_path: Path, method: str, options: dict[str, Any]) -> None:
     prior = (1.0, *[0.0] * 9)
-    with pytest.raises(ValueError, match=r"--prior: .* makes images of no class in particular; leave it out"):
+    said = " ".join([method, *(f"without --{weight}" for weight in options)])
+    with pytest.raises(ValueError, match=f"^--prior: {said} makes images of no class in particular; leave it out"):
         plan(tmp_path, "group", method, prior=prior, **options)
+
+
+def test_a_method_that_says_nothing_of_the_prior_may_be_given_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(load_method("dfad"), "FOLLOWS_PRIOR")
+    assert plan(tmp_path, "group", "dfad", prior=(1.0, *[0.0] * 9))["config"]["prior"][0] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,6 @@ TWO: dict[str, tuple[Any, Any]] = {
 OPTIONS = [(name, option) for name in METHODS for option in TWO if option in known_to(name)]
 
 
-def follows_the_prior(name: str) -> bool:
-    method = load_method(name)
-    return "balance" in TERMS[name] and bool(method.follows_prior(method.Config()))
-
-
 def hooks(module: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
@@ -157,6 +152,7 @@ def test_a_method_has_what_the_trainer_needs(name: str) -> None:
     assert "student_steps" in {f.name for f in fields_of(method.Config)}
     weight = getattr(method, "NEEDS_STATISTICS", None)
     assert weight is None or weight in {f.name for f in fields_of(method.Config)}
+    assert method.FOLLOWS_PRIOR is False or hasattr(method.Config(), method.FOLLOWS_PRIOR)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -315,7 +311,7 @@ def test_the_first_norm_has_a_weight_of_its_own(name: str) -> None:
     assert four - two == pytest.approx(2 * (two - one), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if follows_the_prior(name)])
+@pytest.mark.parametrize("name", [name for name in METHODS if load_method(name).FOLLOWS_PRIOR == "balance"])
 def test_classes_are_asked_for_in_their_shares(name: str) -> None:
     terms = []
     for prior in (None, torch.tensor([0.8, 0.2, 0.0])):
