@@ -268,16 +268,6 @@ def test_a_state_is_tensors_and_plain_types(name: str, tmp_path: Any) -> None:
     assert same(torch.load(tmp_path / "state.pt", weights_only=True), method.state_dict())
 
 
-@pytest.mark.parametrize("name", list(METHODS))
-def test_same_seed_same_images(name: str) -> None:
-    drawn = []
-    for _ in range(2):
-        method = build(name, setting())
-        method.update()
-        drawn.append(method.sample(8).images)
-    assert torch.equal(*drawn)
-
-
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_no_option_goes_unread(name: str, option: str) -> None:
     made = []
