@@ -14,8 +14,8 @@ from datafree.synthesis.setting import Batch, Setting, usual_batch
 from datafree.synthesis.store import Store
 
 
-class GeneratorConfig(Protocol):
-    """The fields that `Imaging` reads from a method's configuration."""
+class MakerConfig(Protocol):
+    """The fields of a generator and its bank that a method's configuration has."""
 
     @property
     def latent(self) -> int: ...
@@ -28,13 +28,18 @@ class GeneratorConfig(Protocol):
     @property
     def generator_lr(self) -> float: ...
     @property
-    def feed(self) -> str: ...
-    @property
     def bank(self) -> int: ...
     @property
     def reset(self) -> int: ...
     @property
     def synthesis_batch(self) -> int | None: ...
+
+
+class GeneratorConfig(MakerConfig, Protocol):
+    """All that `Imaging` reads from it."""
+
+    @property
+    def feed(self) -> str: ...
 
 
 def choose_generator(name: str, width: int | None, shape: tuple[int, int, int]) -> tuple[str, int]:

@@ -12,34 +12,20 @@ from datafree.generators import GENERATORS
 from datafree.generators.noisy import Noisy
 from datafree.parallel import average_gradients, shard, synchronise
 from datafree.synthesis.embeddings import class_embeddings
-from datafree.synthesis.imaging import choose_generator
+from datafree.synthesis.imaging import MakerConfig, choose_generator
 from datafree.synthesis.inversion import Best
 from datafree.synthesis.setting import Batch, Setting, usual_batch
 from datafree.synthesis.store import Store
 from datafree.synthesis.terms import add_terms
 
 
-class NoisyConfig(Protocol):
+class NoisyConfig(MakerConfig, Protocol):
     """The fields that `NoisyImaging` reads from a method's configuration."""
 
     @property
     def embedding(self) -> str: ...
     @property
-    def latent(self) -> int: ...
-    @property
-    def generator(self) -> str: ...
-    @property
-    def generator_width(self) -> int | None: ...
-    @property
-    def output(self) -> str: ...
-    @property
-    def generator_lr(self) -> float: ...
-    @property
-    def bank(self) -> int: ...
-    @property
-    def reset(self) -> int: ...
-    @property
-    def synthesis_batch(self) -> int | None: ...
+    def sample_mode(self) -> str: ...
 
 
 class NoisyImaging:
@@ -145,8 +131,7 @@ class NoisyImaging:
             terms = terms_of(images, shard(targets))
             best.offer(self.step(terms), images)
             count, sums = count + 1, add_terms(sums, terms)
-        afresh = getattr(self.config, "sample_mode", "train") == "eval"
-        kept = self.rendered(targets) if afresh else best.held[0]
+        kept = self.rendered(targets) if self.config.sample_mode == "eval" else best.held[0]
         return {name: float(value) / count for name, value in sums.items()}, kept
 
     def sample(self, n: int) -> Batch:

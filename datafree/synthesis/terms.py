@@ -18,8 +18,8 @@ from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Setting, student_mode
 
 
-class TermsConfig(Protocol):
-    """The fields that `look_and_judge` reads from a method's configuration."""
+class OpponentConfig(Protocol):
+    """The fields that both kinds of terms read from a method's configuration."""
 
     @property
     def distance(self) -> str: ...
@@ -30,26 +30,21 @@ class TermsConfig(Protocol):
     @property
     def onehot(self) -> float: ...
     @property
-    def balance(self) -> float: ...
-    @property
     def student_mode(self) -> str: ...
 
 
-class InversionConfig(Protocol):
-    """The fields that `inversion_terms` reads from a method's configuration."""
+class TermsConfig(OpponentConfig, Protocol):
+    """And what `look_and_judge` alone reads."""
+
+    @property
+    def balance(self) -> float: ...
+
+
+class InversionConfig(OpponentConfig, Protocol):
+    """And what `inversion_terms` alone reads."""
 
     @property
     def adv(self) -> float: ...
-    @property
-    def distance(self) -> str: ...
-    @property
-    def masked(self) -> bool: ...
-    @property
-    def bn(self) -> float: ...
-    @property
-    def onehot(self) -> float: ...
-    @property
-    def student_mode(self) -> str: ...
 
 
 class Judged(NamedTuple):
