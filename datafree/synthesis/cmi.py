@@ -47,7 +47,7 @@ from datafree.synthesis.contrast import Contrast, described
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.inversion import Best, Latents
 from datafree.synthesis.setting import Batch, Setting, student_mode
-from datafree.synthesis.terms import add_terms
+from datafree.synthesis.terms import Means
 from datafree.synthesis.views import local_view
 
 
@@ -139,11 +139,9 @@ class CMI:
         setting, config, imaging, contrast = self.setting, self.config, self.imaging, self.contrast
         imaging.begin_round()
         rate = config.generator_lr if config.latent_lr is None else config.latent_lr
-        latents, best = Latents(imaging, rate), Best()
+        latents, best, means = Latents(imaging, rate), Best(), Means()
         targets = shard(setting.targets(imaging.batch_size))
         head = [] if contrast is None else list(contrast.head.parameters())
-        sums: dict[str, Tensor] = {}
-        steps = 0
         for _ in setting.pace.inner(config.generator_steps):
             images = latents.images()
             terms, pairs = self._terms(images, targets)
@@ -151,11 +149,11 @@ class CMI:
             latents.step()
             if contrast is not None:
                 contrast.step()
-            sums, steps = add_terms(sums, terms), steps + 1
+            means.add(terms)
         imaging.keep(best.held[0])
         if contrast is not None:
             contrast.remember(*best.held[1:])
-        return {name: float(value) / steps for name, value in sums.items()}
+        return means.values()
 
     def _terms(self, images: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         """The weighted terms, and the features of part and whole where there is a contrast."""

@@ -49,7 +49,7 @@ from datafree.parallel import gather, rank
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Batch, Setting
-from datafree.synthesis.terms import add_terms, look_and_judge
+from datafree.synthesis.terms import Means, look_and_judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +158,7 @@ class CuDFKD:
         adv = self.difficulty
         # Agreement is sought where there is none: just what the mask would leave out.
         judged = config if adv >= 0 else dataclasses.replace(config, masked=False)
-        sums: dict[str, Tensor] = {}
-        steps = 0
+        means = Means()
         for _ in setting.pace.inner(config.generator_steps):
             images = imaging.images()
             terms, _, _, features = look_and_judge(
@@ -169,9 +168,9 @@ class CuDFKD:
                 terms["contrast"] = config.contrast * self._contrast(images.detach(), features)
             imaging.step(terms)
             imaging.keep(images)
-            sums, steps = add_terms(sums, terms), steps + 1
+            means.add(terms)
         self.remembered.remember()
-        return {name: float(value) / steps for name, value in sums.items()}
+        return means.values()
 
     def _contrast(self, images: Tensor, features: Tensor) -> Tensor:
         """The term for this process's images and their features; then the queue takes their crops' features in."""

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from torch import Tensor
-
 from datafree.config import (
     BankSize,
     Distance,
@@ -39,7 +37,7 @@ from datafree.fields import choice, not_negative, positive, share
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Batch, Setting
-from datafree.synthesis.terms import add_terms, look_and_judge
+from datafree.synthesis.terms import Means, look_and_judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,16 +133,15 @@ class DFQ:
         setting, config, imaging = self.setting, self.config, self.imaging
         imaging.begin_round()
         adv = 0.0 if setting.pace.warming else config.adv
-        sums: dict[str, Tensor] = {}
-        steps = 0
+        means = Means()
         for _ in setting.pace.inner(config.generator_steps):
             images = imaging.images()
             terms = look_and_judge(setting, config, self.remembered, images, adv=adv, prior=setting.prior).terms
             imaging.step(terms)
             imaging.keep(images)
-            sums, steps = add_terms(sums, terms), steps + 1
+            means.add(terms)
         self.remembered.remember()
-        return {name: float(value) / steps for name, value in sums.items()}
+        return means.values()
 
     @property
     def made(self) -> int:

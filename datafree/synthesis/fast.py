@@ -44,7 +44,7 @@ from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.inversion import Best, Latents
 from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Batch, Setting
-from datafree.synthesis.terms import add_terms, inversion_terms
+from datafree.synthesis.terms import Means, inversion_terms
 
 REPTILE = 67.0  # Adam does not see it, but for its eps
 
@@ -135,11 +135,9 @@ class Fast:
     def update(self) -> dict[str, float]:
         setting, config, imaging = self.setting, self.config, self.imaging
         self._begin()
-        latents, best = Latents(imaging, config.latent_lr), Best()
+        latents, best, means = Latents(imaging, config.latent_lr), Best(), Means()
         targets = shard(setting.targets(imaging.batch_size))
-        sums: dict[str, Tensor] = {}
         gradients = [torch.zeros_like(theta) for theta in self.meta]
-        steps = 0
         for _ in setting.pace.inner(config.generator_steps):
             images = latents.images()
             terms = inversion_terms(setting, config, self.remembered, images, targets)
@@ -147,11 +145,11 @@ class Fast:
             if config.meta == "fomaml":
                 torch._foreach_add_(gradients, [p.grad for p in self._phi() if p.grad is not None])
             latents.step()
-            sums, steps = add_terms(sums, terms), steps + 1
+            means.add(terms)
         self._lead(gradients)
         self.remembered.remember()
         imaging.keep(best.held[0])
-        return {name: float(value) / steps for name, value in sums.items()}
+        return means.values()
 
     def _phi(self) -> list[Tensor]:
         return list(self.imaging.generator.parameters())

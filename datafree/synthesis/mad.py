@@ -43,7 +43,7 @@ from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Batch, Setting
 from datafree.synthesis.store import Store
-from datafree.synthesis.terms import add_terms, look_and_judge
+from datafree.synthesis.terms import Means, look_and_judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +117,7 @@ class MAD:
         imaging.begin_round()
         self._renew()
         adv = 0.0 if setting.pace.warming else config.adv
-        sums: dict[str, Tensor] = {}
-        steps = 0
+        means = Means()
         for _ in setting.pace.inner(config.generator_steps):
             images = imaging.images()
             judged = look_and_judge(setting, config, self.remembered, images, adv=adv, prior=setting.prior)
@@ -127,9 +126,9 @@ class MAD:
             self._follow()
             if config.feed != "fresh" and config.copy_share:
                 self.past.keep(self._remade(imaging.batch_size))
-            sums, steps = add_terms(sums, judged.terms), steps + 1
+            means.add(judged.terms)
         self.remembered.remember()
-        return {name: float(value) / steps for name, value in sums.items()}
+        return means.values()
 
     def _age(self) -> int:
         """Rounds that the generator has gone through since its weights were drawn; the first is 0."""

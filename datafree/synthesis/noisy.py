@@ -16,7 +16,7 @@ from datafree.synthesis.imaging import MakerConfig, choose_generator
 from datafree.synthesis.inversion import Best
 from datafree.synthesis.setting import Batch, Setting, usual_batch
 from datafree.synthesis.store import Store
-from datafree.synthesis.terms import add_terms
+from datafree.synthesis.terms import Means
 
 
 class NoisyConfig(MakerConfig, Protocol):
@@ -125,14 +125,14 @@ class NoisyImaging:
         """
         self.begin_round()
         targets = self.targets()
-        best, count, sums = Best(), 0, dict[str, Tensor]()
+        best, means = Best(), Means()
         for _ in self.setting.pace.inner(steps):
             images = self.images(targets)
             terms = terms_of(images, shard(targets))
             best.offer(self.step(terms), images)
-            count, sums = count + 1, add_terms(sums, terms)
+            means.add(terms)
         kept = self.rendered(targets) if self.config.sample_mode == "eval" else best.held[0]
-        return {name: float(value) / count for name, value in sums.items()}, kept
+        return means.values(), kept
 
     def sample(self, n: int) -> Batch:
         """This process's slice of n images for the student."""

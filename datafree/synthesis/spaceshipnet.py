@@ -45,7 +45,7 @@ from datafree.parallel import gather, shard, world_size
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.inversion import Best, Latents
 from datafree.synthesis.setting import Batch, Setting
-from datafree.synthesis.terms import add_terms
+from datafree.synthesis.terms import Means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +123,8 @@ class SpaceshipNet:
         setting, config, imaging = self.setting, self.config, self.imaging
         imaging.begin_round()
         imaging.optimizer.state.clear()  # every call has its own Adam, though the generator goes on
-        latents, best = Latents(imaging, 0.0), Best()
+        latents, best, means = Latents(imaging, 0.0), Best(), Means()
         targets = shard(setting.targets(imaging.batch_size))
-        sums: dict[str, Tensor] = {}
-        steps = 0
         for _ in setting.pace.inner(config.generator_steps):
             images = latents.images()
             teacher, _, seen = setting.teacher.look(setting.view(images), statistics=config.bn > 0)
@@ -135,14 +133,14 @@ class SpaceshipNet:
                 terms["bn"] = config.bn * losses.batch_norm_statistics(seen, config.first_bn)
             best.offer(latents.backward(terms), images)
             latents.step()
-            sums, steps = add_terms(sums, terms), steps + 1
+            means.add(terms)
         # With "last" the student sees one batch, with "fresh" those that it asks for.
         copies = {"bank": config.copies, "last": min(config.copies, 1), "fresh": 0}[config.feed]
         if not copies:
             imaging.keep(best.held[0])
         for _ in setting.pace.inner(copies):
             imaging.keep(self._render(latents.values))
-        return {name: float(value) / steps for name, value in sums.items()}
+        return means.values()
 
     @torch.no_grad()
     def _render(self, latents: Tensor) -> Tensor:

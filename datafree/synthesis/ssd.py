@@ -47,7 +47,7 @@ from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Batch, Setting
 from datafree.synthesis.store import Store
-from datafree.synthesis.terms import add_terms, look_and_judge
+from datafree.synthesis.terms import Means, look_and_judge
 
 LEAST = 1e-3  # of a priority, so that no image is out of reach
 
@@ -127,16 +127,15 @@ class SSD:
         self.beta = config.correction + (1 - config.correction) * setting.pace.fraction
         adv = 0.0 if setting.pace.warming else config.adv
         prior = lacking(self.wanted, self.shown) if config.diversity else setting.prior
-        sums: dict[str, Tensor] = {}
-        steps = 0
+        means = Means()
         for _ in setting.pace.inner(config.generator_steps):
             images = imaging.images()
             terms, teacher, student, _ = look_and_judge(setting, config, self.remembered, images, adv=adv, prior=prior)
             imaging.step(terms)
             self.store.keep(images, None if student is None else gap(student, teacher))
-            sums, steps = add_terms(sums, terms), steps + 1
+            means.add(terms)
         self.remembered.remember()
-        return {name: float(value) / steps for name, value in sums.items()}
+        return means.values()
 
     @property
     def made(self) -> int:

@@ -111,6 +111,18 @@ def inversion_terms(
     return terms
 
 
-def add_terms(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The terms added to what earlier steps of the round came to, without gradient."""
-    return {name: term.detach() + sums[name] if name in sums else term.detach() for name, term in terms.items()}
+class Means:
+    """The means of a round's terms over its steps, each of which has the same terms."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Takes in one step's, without gradient."""
+        old = self.sums
+        self.sums = {name: term.detach() + old[name] if name in old else term.detach() for name, term in terms.items()}
+        self.steps += 1
+
+    def values(self) -> dict[str, float]:
+        return {name: float(value) / self.steps for name, value in self.sums.items()}
