@@ -1,6 +1,6 @@
 """Published terms as pure functions of tensors, one a function, unweighted."""
 
-from datafree.losses.adversarial import decision_mask, disagreement
+from datafree.losses.adversarial import PER_SAMPLE, decision_mask, disagreement
 from datafree.losses.answers import centred_logits
 from datafree.losses.contrast import info_nce
 from datafree.losses.embeddings import (
@@ -24,6 +24,7 @@ from datafree.losses.variational import normal_divergence
 
 __all__ = [
     "CRITERIA",
+    "PER_SAMPLE",
     "Statistics",
     "activation",
     "attention_maps",

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from torch import Tensor
 
-from datafree.losses.knowledge import js_per_sample, kl_per_sample
+from datafree.losses.knowledge import js_per_sample, kl_per_sample, l1_per_sample
 from datafree.losses.precision import raised
+
+PER_SAMPLE: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "kl": kl_per_sample,
+    "l1": l1_per_sample,
+    "js": js_per_sample,
+}
 
 
 def decision_mask(student: Tensor, teacher: Tensor) -> Tensor:
@@ -32,14 +40,9 @@ def disagreement(student: Tensor, teacher: Tensor, distance: str = "kl", masked:
 
     Source: DFAD (Fang et al. 2019), eq. 5; masked: CMI (Fang et al. 2021), eq. 9.
     """
-    if distance == "kl":
-        per_sample = kl_per_sample(student, teacher)
-    elif distance == "l1":
-        per_sample = (raised(student) - raised(teacher)).abs().mean(1)
-    elif distance == "js":
-        per_sample = js_per_sample(student, teacher)
-    else:
+    if distance not in PER_SAMPLE:
         raise ValueError(f"unknown distance {distance!r}: take kl, l1 or js")
+    per_sample = PER_SAMPLE[distance](student, teacher)
     if masked:
         per_sample = per_sample * decision_mask(student, teacher)
     return per_sample.mean()

@@ -30,6 +30,14 @@ def kl_per_sample(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
     return (log_p.exp() * (log_p - log_q)).sum(1) * temperature**2
 
 
+def l1_per_sample(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean |s - t| over the logits (N, C) of each sample, (N,).
+
+    Source: DFAD (Fang et al. 2019), eq. 4.
+    """
+    return (raised(student) - raised(teacher)).abs().mean(1)
+
+
 def js_per_sample(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Jensen-Shannon divergence of softmax(t/T) and softmax(s/T), sample by sample. (N,), in [0, ln 2] nats.
 
@@ -56,11 +64,8 @@ def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, weights: Tens
 
 
 def l1(student: Tensor, teacher: Tensor, temperature: float = 1.0, weights: Tensor | None = None) -> Tensor:
-    """Mean |s - t| over all logits; the temperature has no part in it. Scalar. For the arguments see `kl`.
-
-    Source: DFAD (Fang et al. 2019), eq. 4.
-    """
-    return _mean((raised(student) - raised(teacher)).abs().mean(1), weights)
+    """Mean of `l1_per_sample`; the temperature has no part in it. Scalar. For the arguments see `kl`."""
+    return _mean(l1_per_sample(student, teacher), weights)
 
 
 def mse(student: Tensor, teacher: Tensor, temperature: float = 1.0, weights: Tensor | None = None) -> Tensor:

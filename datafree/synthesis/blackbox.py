@@ -41,12 +41,6 @@ from datafree.parallel import shard, world_size
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.setting import Batch, Setting, student_mode
 
-PER_SAMPLE: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "kl": losses.kl_per_sample,
-    "l1": lambda student, teacher: (student.float() - teacher).abs().mean(1),
-    "js": losses.js_per_sample,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class BlackBoxConfig:
@@ -135,7 +129,7 @@ class BlackBox:
         """L, or another `distance`, of each image before its sigmoid, (N,), without gradient."""
         images = raw.sigmoid().contiguous(memory_format=torch.channels_last)
         student: Tensor = self.setting.student(images)
-        return PER_SAMPLE[self.config.distance](student, self.answer(images))
+        return losses.PER_SAMPLE[self.config.distance](student, self.answer(images))
 
     def directions(self) -> list[Tensor]:
         """This process's slices of random directions, each (N, C, H, W) with rows of length 1."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datafree import losses
 from datafree.config import (
     Distance,
     Eviction,
@@ -41,7 +42,6 @@ from datafree.config import (
     Warmup,
 )
 from datafree.fields import choice, not_negative, part, positive, share
-from datafree.losses.precision import raised
 from datafree.parallel import batch_mean, shard
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
@@ -178,7 +178,7 @@ class SSD:
 
 def gap(student: Tensor, teacher: Tensor) -> Tensor:
     """An image's priority: mean |t - s| over the logits, (N,), above 0."""
-    return (raised(teacher) - raised(student)).abs().mean(1).detach().clamp_min(LEAST)
+    return losses.PER_SAMPLE["l1"](student, teacher).detach().clamp_min(LEAST)
 
 
 def lacking(wanted: Tensor, shown: Tensor) -> Tensor:
