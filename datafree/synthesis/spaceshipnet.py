@@ -38,7 +38,7 @@ from datafree.config import (
     SynthesisBatch,
     Warmup,
 )
-from datafree.fields import choice, not_negative, positive, share
+from datafree.fields import choice, not_negative, part, positive, share
 from datafree.generators.convolutional import Generator
 from datafree.losses.precision import raised
 from datafree.parallel import gather, shard, world_size
@@ -70,13 +70,12 @@ class SpaceshipNetConfig:
     warmup: Warmup = 0.1
 
     def __post_init__(self) -> None:
-        not_negative(self, "mix", "copies", "bn", "first_bn", "onehot", "reset")
+        not_negative(self, "copies", "bn", "first_bn", "onehot", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
         share(self, "warmup")
+        part(self, "mix")
         choice(self, "generator", "output", "feed", "sample_mode")
-        if self.mix > 1:
-            raise ValueError(f"--mix is {self.mix}: give a probability, from 0 to 1")
 
 
 class SpaceshipNet:

@@ -214,5 +214,5 @@ def test_copies_may_be_rendered_by_running_statistics(generator: Any) -> None:
 
 
 def test_a_probability_is_a_probability() -> None:
-    with pytest.raises(ValueError, match=r"--mix is 1\.5: give a probability"):
+    with pytest.raises(ValueError, match=r"--mix is 1\.5: give a number from 0 to 1"):
         SpaceshipNetConfig(mix=1.5)
