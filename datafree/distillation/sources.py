@@ -125,10 +125,9 @@ class Mixed:
 
     def __init__(self, method: Any, condensed: CondensedImages) -> None:
         self.method, self.condensed = method, condensed
-        self.config = method.config
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.method, name)  # imaging, and whatever else the method shows
+        return getattr(self.method, name)  # all that is not here: update, the state, imaging
 
     @property
     def made(self) -> int:
@@ -139,10 +138,6 @@ class Mixed:
     def made(self, made: int) -> None:
         self.method.made = made
 
-    def update(self) -> dict[str, float]:
-        terms: dict[str, float] = self.method.update()
-        return terms
-
     def sample(self, n: int) -> Batch:
         half = n // 2 // world_size() * world_size()
         theirs: Batch = self.method.sample(n - half)
@@ -151,13 +146,6 @@ class Mixed:
         ours = self.condensed.sample(half).images
         weights = None if theirs.weights is None else torch.cat([theirs.weights, torch.ones_like(ours[:, 0, 0, 0])])
         return Batch(torch.cat([theirs.images, ours]), weights, theirs.extras)  # extras are of the first rows
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.method.state_dict()
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.method.load_state_dict(state)
 
 
 def parse_source(source: str) -> tuple[str, str | None]:
