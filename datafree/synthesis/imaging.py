@@ -57,9 +57,10 @@ class Imaging:
     Args:
         setting: the method's.
         config: the method's.
+        eviction: which images the bank drops, see `Bank`.
     """
 
-    def __init__(self, setting: Setting, config: GeneratorConfig) -> None:
+    def __init__(self, setting: Setting, config: GeneratorConfig, eviction: str = "fifo") -> None:
         self.setting, self.config = setting, config
         usual = setting.batch_size if config.feed == "last" else usual_batch(setting.batch_size)
         self.batch_size = config.synthesis_batch or usual
@@ -71,7 +72,7 @@ class Imaging:
         network: nn.Module = GENERATORS[self.name](config.latent, domain.shape, self.width, self.normalisation)
         self.generator = synchronise(network.to(setting.device).to(memory_format=torch.channels_last))
         self.optimizer = self._adam()
-        self.store = Store(setting, config.feed, config.bank)
+        self.store = Store(setting, config.feed, config.bank, eviction)
         self.rounds = 0
         self.matured: dict[str, Tensor] | None = None
 

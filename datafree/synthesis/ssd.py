@@ -46,7 +46,6 @@ from datafree.parallel import batch_mean, shard
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
 from datafree.synthesis.setting import Batch, Setting
-from datafree.synthesis.store import Store
 from datafree.synthesis.terms import Means, look_and_judge
 
 LEAST = 1e-3  # of a priority, so that no image is out of reach
@@ -108,8 +107,8 @@ class SSD:
     FOLLOWS_PRIOR = "balance"
 
     def __init__(self, setting: Setting, config: SSDConfig) -> None:
-        self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
-        self.store = self.imaging.store = Store(setting, config.feed, config.bank, config.eviction)
+        self.setting, self.config, self.imaging = setting, config, Imaging(setting, config, config.eviction)
+        self.store = self.imaging.store
         self.remembered = Remembered(config.bn_momentum, config.first_bn)
         classes = setting.domain.classes
         self.even = torch.full((classes,), 1 / classes, device=setting.device)
