@@ -50,11 +50,11 @@ def slots_of(classes: Tensor, rows: int) -> Tensor:
 
     Within a layer rows keep their order. `rows` is a layer's number of slots.
     """
-    layer = _count_before(classes)
-    return layer * rows + _count_before(layer)
+    layer = count_before(classes)
+    return layer * rows + count_before(layer)
 
 
-def _count_before(values: Tensor) -> Tensor:
+def count_before(values: Tensor) -> Tensor:
     """For each entry (N,), how many before it are equal to it."""
     return (values[:, None] == values[None]).tril(-1).sum(1)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datafree.generators.noisy import count_before
 from datafree.synthesis.setting import Setting
 
 CHUNK = 64  # shapes of one draw; they share the coarseness of their fields
@@ -105,7 +106,7 @@ class ShapeBank:
             images = draw_shapes(chunk, setting.domain.shape, setting.rng, bright=self.bright)
             classes = self.answer(images.contiguous(memory_format=torch.channels_last)).argmax(1)
             # The how-manieth of its class each is in this chunk: places are a ring for each class.
-            rank = (classes[:, None] == classes[None]).tril(-1).sum(1)
+            rank = count_before(classes)
             counts = torch.bincount(classes, minlength=len(self.added))
             places = (self.added[classes] + rank) % self.each
             stays = rank >= counts[classes] - self.each  # each place is written once: which write wins is left open
