@@ -18,11 +18,11 @@ from datafree.data.wrapped import from_dataset
 from datafree.domain import DOMAINS
 from datafree.evaluation import condensed as scoring
 from datafree.evaluation.protocols import PROTOCOLS, Protocol
-from datafree.jobs import judging
 from datafree.jobs.condensing import Condensed
 from datafree.jobs.foreign import foreign_set
 from datafree.jobs.judging import evaluate_set
 from datafree.jobs.real_images import fingerprint
+from datafree.jobs.same_data import left_out
 
 QUICK = Protocol(steps=1, networks=1, arch="mlp", lr=0.02)
 ADAM = Protocol(steps=1, networks=1, arch="mlp", lr=0.001, optimizer="adamw")
@@ -159,7 +159,7 @@ def test_whether_the_set_was_made_without_the_images_it_is_tested_on(
 
 def test_a_teacher_at_evaluation_may_have_seen_the_images() -> None:
     said: list[str] = []
-    assert judging._left_out(a_set(info={"validation": True}), True, said.append) is None
+    assert left_out(a_set(info={"validation": True}), True, said.append) is None
     assert "whether the teacher" in said[0]
 
 
