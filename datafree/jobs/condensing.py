@@ -28,15 +28,14 @@ from datafree.jobs.condense_planning import (
     set_info,
 )
 from datafree.jobs.condense_session import CondenseSession, Say, Show
-from datafree.jobs.fresh import fresh_run
+from datafree.jobs.fresh import concluded, fresh_run
 from datafree.jobs.machine import prepare
 from datafree.jobs.paths import check_apart, data_path
 from datafree.jobs.same_data import check_unchanged
 from datafree.jobs.session import Interrupted, interruptible
 from datafree.jobs.writing import write_set
-from datafree.report import render_report
-from datafree.runs import CHECKPOINT, Run, atomic_write, peak_rss_mb, write_json
-from datafree.training import TermError, run
+from datafree.runs import Run, peak_rss_mb, write_json
+from datafree.training import run
 
 
 def _silent(_: Any) -> None:
@@ -173,7 +172,7 @@ def _execute(plan: CondensePlan, folder: Run, state: Mapping[str, Any] | None, s
         session = CondenseSession(plan, folder, say, show, stop)
         if session.main:
             folder.start_log(int(state["metrics_bytes"]) if state else 0, state["clock"]["step"] if state else 0)
-        try:
+        with concluded(folder):
             if not hasattr(plan.method, "terms"):
                 result = _select(session)
             else:
@@ -197,13 +196,6 @@ def _execute(plan: CondensePlan, folder: Run, state: Mapping[str, Any] | None, s
                 session.picture()
                 result = session.result_set()
             metrics = _finish(session, result)
-        except TermError as error:
-            kept = "the last good checkpoint is kept" if (folder.path / CHECKPOINT).exists() else "none was due yet"
-            raise TermError(f"{error}; {kept}") from error
-        finally:
-            folder.close()
-            if session.main and (folder.path / "run.json").exists():
-                atomic_write(folder.path / "report.html", render_report(folder.path))
     return Condensed(path=folder.path, metrics=metrics, set=result)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run that begins: one that fails before anything was measured leaves nothing in the way."""
+"""The folder of a run that begins, where one that fails early leaves nothing in the way; and how a run is concluded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datafree import parallel
-from datafree.runs import CHECKPOINT, Run
+from datafree.report import render_report
+from datafree.runs import CHECKPOINT, Run, atomic_write
 from datafree.training import TermError
 
 # What a run writes before its first row of measurements; one without rows (a selection) also its end.
@@ -49,6 +50,24 @@ def fresh_run(out: str | Path | None, name: str, *, force: bool = False) -> Iter
                 with contextlib.suppress(OSError):  # somebody has put something there since
                     folder.path.rmdir()
             raise
+
+
+@contextlib.contextmanager
+def concluded(run: Run) -> Iterator[None]:
+    """A run's steps are taken inside: however they end, the log is closed and the report written.
+
+    Raises:
+        TermError: as inside, with what is kept of the run.
+    """
+    try:
+        yield
+    except TermError as error:
+        kept = "the last good checkpoint is kept" if (run.path / CHECKPOINT).exists() else "no checkpoint was due yet"
+        raise TermError(f"{error}; {kept}") from error
+    finally:
+        run.close()
+        if parallel.rank() == 0 and (run.path / "run.json").exists():
+            atomic_write(run.path / "report.html", render_report(run.path))
 
 
 def _began(path: Path) -> bool:

@@ -23,7 +23,7 @@ from datafree.evaluation.accuracy import evaluate as score
 from datafree.evaluation.cost import latencies, multiply_adds, parameters
 from datafree.fields import as_config, fields_of, replace
 from datafree.jobs.filling import RATES
-from datafree.jobs.fresh import fresh_run
+from datafree.jobs.fresh import concluded, fresh_run
 from datafree.jobs.idle import TRAIN, check_idle
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
@@ -31,7 +31,7 @@ from datafree.jobs.paths import absolute, absolute_data, check_apart, data_path
 from datafree.jobs.same_data import check_unchanged, data_sha256
 from datafree.jobs.session import LOG_SECONDS, Interrupted, interruptible
 from datafree.models import build_model
-from datafree.runs import Run, atomic_write, environment, peak_rss_mb, save_network, write_json
+from datafree.runs import Run, environment, peak_rss_mb, save_network, write_json
 from datafree.training import USUAL, Clock, Seconds, Trainer, make_clock, run
 
 # Chosen for a teacher of the embedded digits job; other data take the field's epochs of 200 where a person says so.
@@ -281,8 +281,6 @@ def _execute(
     task: _Task, folder: Run, state: Mapping[str, Any] | None, show: Callable[[Mapping[str, Any]], None]
 ) -> dict[str, Any]:
     """Trains, from the checkpoint `state` where there is one, and writes what a run's folder holds."""
-    from datafree.report import render_report
-
     main, clock, trainer = parallel.rank() == 0, task.clock, task.trainer
     logged = saved = time.monotonic()
 
@@ -309,7 +307,7 @@ def _execute(
         task.load_state_dict(state)
     if main:
         folder.start_log(int(state["metrics_bytes"]) if state else 0, clock.step)
-    try:
+    with concluded(folder):
         with interruptible() as stop:
             if not _train(task, after_step):
                 raise Interrupted(folder.path, "pretrain")
@@ -320,10 +318,6 @@ def _execute(
             result |= latencies({"student": trainer.result}, task.domain.shape, task.device)
             write_json(folder.path / "result.json", result)
         return result
-    finally:
-        folder.close()
-        if main:
-            atomic_write(folder.path / "report.html", render_report(folder.path))
 
 
 def _finish(task: _Task, file: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from datafree.distillation import distill
 from datafree.distillation.sources import parse_source
 from datafree.evaluation.cost import parameters
 from datafree.jobs.condensing import resume_condense
-from datafree.jobs.fresh import fresh_run
+from datafree.jobs.fresh import concluded, fresh_run
 from datafree.jobs.loading import load_student
 from datafree.jobs.machine import prepare
 from datafree.jobs.manifest import check_networks, from_manifest, manifest, part_networks, split_options
@@ -26,9 +26,7 @@ from datafree.jobs.planning import Networks, Plan, expected_memory_mb, make_plan
 from datafree.jobs.pretraining import embedded_teacher, resume_pretrain, untrained_teacher
 from datafree.jobs.same_data import check_unchanged
 from datafree.jobs.session import Interrupted, Session, finish, interruptible
-from datafree.report import render_report
-from datafree.runs import CHECKPOINT, Run, atomic_write, write_json
-from datafree.training import TermError
+from datafree.runs import Run, write_json
 
 TEACHER = "teacher.safetensors"  # of the embedded job, in the run's folder
 
@@ -210,7 +208,7 @@ def _execute(plan: Plan, run: Run, state: Mapping[str, Any] | None, say: Say, sh
             session.try_teacher(say)
         if session.main:
             run.start_log(int(state["metrics_bytes"]) if state else 0, session.clock.step)
-        try:
+        with concluded(run):
             ended = distill(
                 session.alternation,
                 session.trainer,
@@ -223,13 +221,4 @@ def _execute(plan: Plan, run: Run, state: Mapping[str, Any] | None, say: Say, sh
                 raise Interrupted(run.path)
             session.save()
             metrics = finish(session, say)
-        except TermError as error:
-            kept = (
-                "the last good checkpoint is kept" if (run.path / CHECKPOINT).exists() else "no checkpoint was due yet"
-            )
-            raise TermError(f"{error}; {kept}") from error
-        finally:
-            run.close()
-            if session.main and (run.path / "run.json").exists():
-                atomic_write(run.path / "report.html", render_report(run.path))
     return Result(path=run.path, metrics=metrics, student=session.trainer.result.eval())

@@ -251,7 +251,7 @@ def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("place", ["datafree.runs.os.fsync", "datafree.jobs.training.render_report"])
+@pytest.mark.parametrize("place", ["datafree.runs.os.fsync", "datafree.jobs.fresh.render_report"])
 def test_a_full_disk_is_no_result_and_the_run_is_kept(tiny, tmp_path, monkeypatch, interrupted, place):
     """The second: what is not written by `atomic_write`."""
     work, called = interrupted
