@@ -40,6 +40,7 @@ from datafree.jobs.condense_defaults import (
 from datafree.jobs.filling import method_options
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast
+from datafree.jobs.manifest import reading
 from datafree.jobs.paths import absolute, absolute_data
 from datafree.jobs.same_data import data_sha256
 from datafree.models import Loaded, build_model
@@ -339,12 +340,9 @@ def _teacher_file(plan: CondensePlan) -> dict[str, Any]:
 
 def from_manifest(about: Mapping[str, Any]) -> tuple[CondenseConfig, dict[str, Any]]:
     """Configuration and method options of a saved run."""
-    try:
+    with reading("condense"):
         config: CondenseConfig = replace(CondenseConfig(), about["config"])
         return config, dict(about["method_options"])
-    except (KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"this is no run.json of datafree condense ({what}): give one that a run wrote") from error
 
 
 def manifest(plan: CondensePlan) -> dict[str, Any]:

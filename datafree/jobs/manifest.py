@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -50,15 +51,22 @@ def check_networks(about: Mapping[str, Any], networks: Networks) -> None:
     raise ValueError(f"networks that this run was given from memory: {was}; {how}")
 
 
+@contextlib.contextmanager
+def reading(job: str) -> Iterator[None]:
+    """What a run.json lacks of that job's, read inside, is one line: a ValueError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"this is no run.json of datafree {job} ({what}): give one that a run wrote") from error
+
+
 def from_manifest(about: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
     """Configuration and method options of a saved run."""
-    try:
+    with reading("train"):
         config: TrainConfig = replace(TrainConfig(), about["config"])
         about["teacher"]["sha256"], about["domain"]["shape"]  # what the jobs read besides
         return config, dict(about["method_options"])
-    except (KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"this is no run.json of datafree train ({what}): give one that a run wrote") from error
 
 
 def manifest(plan: Plan) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from datafree.jobs.fresh import concluded, fresh_run
 from datafree.jobs.idle import TRAIN, check_idle
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
+from datafree.jobs.manifest import reading
 from datafree.jobs.paths import absolute, absolute_data, check_apart, data_path
 from datafree.jobs.same_data import check_unchanged, data_sha256
 from datafree.jobs.session import LOG_SECONDS, Interrupted, interruptible
@@ -127,11 +128,8 @@ def resume_pretrain(
     if finished is not None:
         say(f"the run in {folder.path} is finished")
         return finished
-    try:
+    with reading("pretrain"):
         config: PretrainConfig = replace(PretrainConfig(), about["config"])
-    except (KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"this is no run.json of datafree pretrain ({what}): start the run anew") from error
     device = prepare(config)
     with folder.lock() if parallel.rank() == 0 else folder:
         task = _prepare(config, device)
