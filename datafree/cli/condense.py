@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from datafree.cli.display import Display, plain, table
+from datafree.cli.display import Display, network, resolved, table
 from datafree.cli.methods import Kind, MethodCommand, read_config, resume, saved_and_given
-from datafree.cli.options import given
+from datafree.cli.options import given, run_flags
 from datafree.condensation import METHODS, method_spec
 from datafree.config import CondenseConfig
 
@@ -29,14 +29,7 @@ KIND = Kind(
             "image_ema", "clip",
         ),
     },
-    flags=[
-        click.Option(["--out"], metavar="DIR", help="folder of the run  [default: a fresh runs/condense-METHOD-N]"),
-        click.Option(["--resume"], is_flag=True, help="go on with the run in --out; takes no other flag"),
-        click.Option(["--config"], metavar="RUN.JSON", help="rerun a saved run or result; flags beside it override it"),
-        click.Option(["--force"], is_flag=True, help="overwrite the run in --out"),
-        click.Option(["--dry-run"], is_flag=True, help="print what would be run, and stop"),
-        click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors only"),
-    ],
+    flags=run_flags("condense-METHOD"),
 )  # fmt: skip
 
 
@@ -96,14 +89,10 @@ def _print_result(result: Any, quiet: bool) -> None:
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    resolved = {**plan["config"], "device": plan["machine"]["device"], **plan["method_options"]}
-    rows = [(name, plain(value)) for name, value in resolved.items() if value is not None]
-    about, (stored, decoded) = plan["networks"], _budget(plan["budget"])
-    rows += [
-        (
-            "networks",
-            f"{about['arch']}: {about['parameters']:,} parameters, {about['multiply_adds']:,} multiply-adds",
-        ),
+    stored, decoded = _budget(plan["budget"])
+    rows = [
+        *resolved(plan),
+        ("networks", network(plan["networks"])),
         ("stored", stored),
         ("decoded", decoded),
         *(("beforehand", line) for line in plan["beforehand"] or ["nothing"]),

@@ -110,3 +110,14 @@ def percent(value: float | None) -> str:
 def plain(value: Any) -> str:
     """A value of a configuration as it is typed."""
     return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple | list) else str(value)
+
+
+def resolved(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A row for each option that a run would have."""
+    options = {**plan["config"], "device": plan["machine"]["device"], **plan["method_options"]}
+    return [(name, plain(value)) for name, value in options.items() if value is not None]
+
+
+def network(about: Mapping[str, Any]) -> str:
+    """A network's name and costs."""
+    return f"{about['arch']}: {about['parameters']:,} parameters, {about['multiply_adds']:,} multiply-adds"

@@ -39,6 +39,19 @@ def options(config: type) -> list[click.Parameter]:
     return [option(field) for field in fields_of(config)]
 
 
+def run_flags(name: str, *, config: bool = True) -> list[click.Parameter]:
+    """The flags of a command that writes a run; `name` is its folder's, without --config where that is not `config`."""
+    flags: list[click.Parameter] = [
+        click.Option(["--out"], metavar="DIR", help=f"folder of the run  [default: a fresh runs/{name}-N]"),
+        click.Option(["--resume"], is_flag=True, help="go on with the run in --out; takes no other flag"),
+        click.Option(["--config"], metavar="RUN.JSON", help="rerun a saved run or result; flags beside it override it"),
+        click.Option(["--force"], is_flag=True, help="overwrite the run in --out"),
+        click.Option(["--dry-run"], is_flag=True, help="print what would be run, and stop"),
+        click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors only"),
+    ]
+    return [flag for flag in flags if config or flag.name != "config"]
+
+
 def given(values: Mapping[str, Any], config: type) -> dict[str, Any]:
     """The fields of `config` that were set on the command line."""
     names = {field.name for field in fields_of(config)}

@@ -6,18 +6,10 @@ from typing import Any
 
 import click
 
-from datafree.cli.display import Display, percent, plain, table
+from datafree.cli.display import Display, network, percent, resolved, table
 from datafree.cli.methods import folder_to_resume
-from datafree.cli.options import given, options
+from datafree.cli.options import given, options, run_flags
 from datafree.config import PretrainConfig
-
-_JOB_OPTIONS: list[click.Parameter] = [
-    click.Option(["--out"], metavar="DIR", help="folder of the run  [default: a fresh runs/pretrain-ARCH-N]"),
-    click.Option(["--resume"], is_flag=True, help="go on with the run in --out; takes no other flag"),
-    click.Option(["--force"], is_flag=True, help="overwrite the run in --out"),
-    click.Option(["--dry-run"], is_flag=True, help="print what would be run, and stop"),
-    click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors only"),
-]
 
 
 def run(**values: Any) -> None:
@@ -53,11 +45,13 @@ def run(**values: Any) -> None:
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    resolved = {**plan["config"], "device": plan["machine"]["device"]}
-    rows = [(name, plain(value)) for name, value in resolved.items() if value is not None]
-    about = plan["student"]
-    costs = f"{about['parameters']:,} parameters, {about['multiply_adds']:,} multiply-adds"
-    click.echo(table([*rows, ("network", f"{about['arch']}: {costs}"), *(("choice", c) for c in plan["choices"])]))
+    rows = [*resolved(plan), ("network", network(plan["student"]))]
+    click.echo(table([*rows, *(("choice", line) for line in plan["choices"])]))
 
 
-pretrain = click.Command("pretrain", callback=run, params=[*options(PretrainConfig), *_JOB_OPTIONS], help=run.__doc__)
+pretrain = click.Command(
+    "pretrain",
+    callback=run,
+    params=[*options(PretrainConfig), *run_flags("pretrain-ARCH", config=False)],
+    help=run.__doc__,
+)

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from datafree.cli.display import Display, percent, plain, table
+from datafree.cli.display import Display, network, percent, resolved, table
 from datafree.cli.methods import Kind, MethodCommand, read_config, resume, saved_and_given
-from datafree.cli.options import given
+from datafree.cli.options import given, run_flags
 from datafree.config import TrainConfig
 from datafree.synthesis import METHODS, method_spec
 
@@ -26,14 +26,7 @@ KIND = Kind(
             "milestones", "ema",
         ),
     },
-    flags=[
-        click.Option(["--out"], metavar="DIR", help="folder of the run  [default: a fresh runs/train-METHOD-N]"),
-        click.Option(["--resume"], is_flag=True, help="go on with the run in --out; takes no other flag"),
-        click.Option(["--config"], metavar="RUN.JSON", help="rerun a saved run or result; flags beside it override it"),
-        click.Option(["--force"], is_flag=True, help="overwrite the run in --out"),
-        click.Option(["--dry-run"], is_flag=True, help="print what would be run, and stop"),
-        click.Option(["-q", "--quiet"], is_flag=True, help="print warnings and errors only"),
-    ],
+    flags=run_flags("train-METHOD"),
 )  # fmt: skip
 
 
@@ -101,22 +94,7 @@ def _print_result(result: Any, quiet: bool) -> None:
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    rows = [
-        (name, plain(value))
-        for name, value in {**plan["config"], "device": plan["machine"]["device"], **plan["method_options"]}.items()
-        if value is not None
-    ]
-    for role in ("teacher", "student"):
-        about = plan[role]
-        rows.append(
-            (
-                role,
-                f"{about['arch']}: {about['parameters']:,} parameters, {about['multiply_adds']:,} multiply-adds",
-            )
-        )
+    rows = [*resolved(plan), *((role, network(plan[role])) for role in ("teacher", "student"))]
     rows.append(("memory expected", f"about {plan['expected_memory_mb']:,} MB"))
-    click.echo(
-        table(
-            [*rows, *(("choice", line) for line in plan["choices"]), *(("warning", line) for line in plan["warnings"])]
-        )
-    )
+    rows += [("choice", line) for line in plan["choices"]]
+    click.echo(table([*rows, *(("warning", line) for line in plan["warnings"])]))
