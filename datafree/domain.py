@@ -269,14 +269,3 @@ def parse_shape(text: str) -> Shape:
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"--shape {text}: give channels x height x width as positive whole numbers, such as 3x32x32")
     return sizes[0], sizes[1], sizes[2]
-
-
-def parse_floats(text: str, *, flag: str = "--mean") -> tuple[float, ...]:
-    """ ".485,.456,.406" as (0.485, 0.456, 0.406). `flag` names the culprit in the ValueError for anything else."""
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{flag} {text}: give numbers with commas between, such as .485,.456,.406") from None
-    if not all(math.isfinite(value) for value in values):
-        raise ValueError(f"{flag} {text}: give finite numbers")
-    return values

@@ -15,7 +15,6 @@ from datafree.domain import (
     IMAGENET_STD,
     Domain,
     make_domain,
-    parse_floats,
     parse_shape,
     usual_normalisation,
 )
@@ -135,23 +134,6 @@ def test_parse_shape() -> None:
 def test_parse_shape_refuses(text: str) -> None:
     with pytest.raises(ValueError, match="channels x height x width"):
         parse_shape(text)
-
-
-def test_parse_floats() -> None:
-    assert parse_floats(".485,.456,.406") == (0.485, 0.456, 0.406)
-    assert parse_floats(" 0.5 ") == (0.5,)
-
-
-@pytest.mark.parametrize("text", ["", "a,b", ".5,,.5", ".5;.5"])
-def test_parse_floats_refuses(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^--std .*commas between"):
-        parse_floats(text, flag="--std")
-
-
-@pytest.mark.parametrize("text", ["nan", "inf,0,0"])
-def test_parse_floats_refuses_what_is_not_finite(text: str) -> None:
-    with pytest.raises(ValueError, match="finite"):
-        parse_floats(text)
 
 
 def test_domain_imports_the_standard_library_only() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from datafree.cli.display import percent, table
+from datafree.cli.options import Numbers
 
 # Options that a student has no use for.
 SETS_ONLY = (
@@ -54,13 +55,21 @@ RANKING = (
     help="of --images: [0, 1] pixels, or (x - mean) / std  [default: pixel]",
 )  # fmt: skip
 @click.option(
-    "--mean", metavar="X,X,..", help="normalisation of the student's file or of --images  [default: the data's]"
-)
+    "--mean", type=Numbers(), metavar="X,X,..",
+    help="normalisation of the student's file or of --images  [default: the data's]",
+)  # fmt: skip
 @click.option(
-    "--std", metavar="X,X,..", help="normalisation of the student's file or of --images  [default: the data's]"
-)
-@click.option("--teacher-mean", metavar="X,X,..", help="normalisation of the teacher's file  [default: the data's]")
-@click.option("--teacher-std", metavar="X,X,..", help="normalisation of the teacher's file  [default: the data's]")
+    "--std", type=Numbers(), metavar="X,X,..",
+    help="normalisation of the student's file or of --images  [default: the data's]",
+)  # fmt: skip
+@click.option(
+    "--teacher-mean", type=Numbers(), metavar="X,X,..",
+    help="normalisation of the teacher's file  [default: the data's]",
+)  # fmt: skip
+@click.option(
+    "--teacher-std", type=Numbers(), metavar="X,X,..",
+    help="normalisation of the teacher's file  [default: the data's]",
+)  # fmt: skip
 @click.option(
     "--set-lr", type=float, metavar="X", help="rate of SGD on a set  [default: the set's own, else the protocol's]"
 )
@@ -120,8 +129,8 @@ def evaluate(what: str | None, **values: Any) -> None:
         rank=values["rank"],
         teacher=values["teacher"],
         teacher_arch=values["teacher_arch"],
-        teacher_mean=_floats(values, "teacher_mean"),
-        teacher_std=_floats(values, "teacher_std"),
+        teacher_mean=values["teacher_mean"],
+        teacher_std=values["teacher_std"],
         device=values["device"],
         precision=values["precision"] or "32",
         download=values["download"],
@@ -140,12 +149,12 @@ def _student(student: str, values: dict[str, Any], as_json: bool) -> None:
         student,
         values["data"],
         arch=values["arch"],
-        mean=_floats(values, "mean"),
-        std=_floats(values, "std"),
+        mean=values["mean"],
+        std=values["std"],
         teacher=values["teacher"],
         teacher_arch=values["teacher_arch"],
-        teacher_mean=_floats(values, "teacher_mean"),
-        teacher_std=_floats(values, "teacher_std"),
+        teacher_mean=values["teacher_mean"],
+        teacher_std=values["teacher_std"],
         download=values["download"],
         device=values["device"],
         say=lambda line: click.echo(line, err=True),
@@ -165,13 +174,6 @@ def _flags(given: dict[str, Any], *names: str) -> str:
     return ", ".join("--" + name.replace("_", "-") for name in sorted(names) if name in given)
 
 
-def _floats(values: dict[str, Any], name: str) -> tuple[float, ...] | None:
-    """The numbers of an option, one a channel."""
-    from datafree.domain import parse_floats
-
-    return parse_floats(values[name], flag="--" + name.replace("_", "-")) if values[name] else None
-
-
 def _foreign(values: dict[str, Any]) -> Any:
     """The set that --images and --labels give."""
     from datafree.data import data_domain
@@ -180,7 +182,7 @@ def _foreign(values: dict[str, Any]) -> Any:
 
     if values["data"] is None:
         raise click.UsageError("--images needs --data NAME: the data that the set was made from")
-    domain = make_domain(base=data_domain(values["data"]), mean=_floats(values, "mean"), std=_floats(values, "std"))
+    domain = make_domain(base=data_domain(values["data"]), mean=values["mean"], std=values["std"])
     return foreign_set(values["images"], values["labels"], domain=domain, space=values["space"] or "pixel")
 
 

@@ -151,6 +151,7 @@ def test_a_methods_help_adds_its_flags(cli: Callable[..., Any]) -> None:
         ("train --precision 16", "'16' is not one of '32', 'bf16'"),
         ("train extra", "unexpected extra argument"),
         ("train --mean a,b", "give numbers with commas between"),
+        ("evaluate gone --teacher-mean .5,,.5", "'--teacher-mean': '.5,,.5': give numbers with commas between"),
         ("train --resume", "name it with --out DIR"),
         ("pretrain --resume", "name it with --out DIR"),
         ("pretrain --resume --out run --steps 7", "leave out --steps"),
