@@ -80,8 +80,6 @@ def training_data(config: TrainConfig, domain: Domain, device: torch.device) -> 
     if config.data is None and domain.name not in DOMAINS:
         raise ValueError("--source real needs --data NAME: the data whose training images the student learns from")
     data = load_data(config.data or domain.name, download=config.download, device=device, splits=("train",))
-    if data.x_train is None:
-        raise ValueError(f"--source real: {config.data or domain.name} has no training images")
     if data.domain.shape != domain.shape:
         raise ValueError(f"--source real: the data's images are {data.domain.shape}, the teacher takes {domain.shape}")
     return validation_split(data) if config.validation else data

@@ -16,7 +16,7 @@ from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import class_counts
 from datafree.condensation.trained import is_checkpoint, load_checkpoint, needed_network
 from datafree.config import CondenseConfig
-from datafree.data import Data, load_data, validation_split
+from datafree.data import Data, get_split, load_data, validation_split
 from datafree.data.augmentation import Augmentation, parse_augmentation
 from datafree.data.domains import mirrored
 from datafree.data.formation import decode
@@ -113,11 +113,9 @@ def condense_plan(
     if data is None:
         data = load_data(config.data, download=config.download, device=device, splits=("train",))
     data = data.to(device)
-    if data.x_train is None or data.y_train is None:
-        raise ValueError(f"{config.data} has no training split: give data that has one")
     if config.validation:
         data = validation_split(data)
-    assert data.y_train is not None
+    _, labels = get_split(data, "train")
     domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
     choices: list[str] = []
     asked_arch = arch = absolute(config.arch) or ""
@@ -143,7 +141,7 @@ def condense_plan(
         through = " but through --teacher" if hasattr(method_config, "teacher") else ""
         choices.append(f"networks: {config.method} looks through none of --arch{through}: {asked_arch} is not used")
     costs = _costs(config, method, method_config, teacher, domain)
-    sizes = torch.bincount(data.y_train.cpu(), minlength=domain.classes).tolist()
+    sizes = torch.bincount(labels.cpu(), minlength=domain.classes).tolist()
     counts = class_counts(sizes, config.ipc, config.images, allow_fewer=config.allow_fewer)
     return CondensePlan(
         config=config,

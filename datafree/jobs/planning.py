@@ -309,7 +309,7 @@ def _test_data(config: TrainConfig, domain: Domain, choices: list[str], device: 
     if config.validation:
         data = dataclasses.replace(validation_split(data), x_train=None, y_train=None)
         choices.append("test data: a tenth of the training images (--validation), not the test set")
-    if known.shape != domain.shape or known.classes != domain.classes or data.x_test is None:
+    if known.shape != domain.shape or known.classes != domain.classes:
         choices.append(f"test data: {name} does not fit the teacher, so nothing is evaluated")
         return None
     return data

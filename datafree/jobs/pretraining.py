@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from datafree import parallel
 from datafree.config import MachineConfig, PretrainConfig
-from datafree.data import Data, crop_and_flip, draw_crops, load_data, to_float
+from datafree.data import Data, crop_and_flip, draw_crops, get_split, load_data, to_float
 from datafree.data.domains import mirrored
 from datafree.data.tensors import Crops, usual_pad
 from datafree.domain import DOMAINS, Domain, make_domain
@@ -50,8 +50,8 @@ class Labelled:
     def __init__(
         self, data: Data, network: torch.nn.Module, batch_size: int, rng: torch.Generator, augmented: bool, flip: bool
     ) -> None:
-        assert data.x_train is not None and data.y_train is not None
-        self.x, self.y, self.flip = data.x_train, data.y_train, flip
+        self.x, self.y = get_split(data, "train")
+        self.flip = flip
         self.network, self.batch_size, self.rng, self.augmented = network, min(batch_size, len(self.x)), rng, augmented
         self.order = torch.empty(0, dtype=torch.int64, device=self.x.device)
 
@@ -198,12 +198,11 @@ def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
     """Finds whatever is wrong, before anything is written."""
     config, choices = _filled(config)
     data = load_data(config.data, download=config.download, device=device)
-    if data.x_train is None:
-        raise ValueError(f"{config.data} has no training split: give data that has one")
+    _, labels = get_split(data, "train")
     domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
     config = replace(config, {"data": absolute_data(config.data), "arch": absolute(config.arch)})
-    assert config.batch_size is not None and data.y_train is not None
-    missing = (torch.bincount(data.y_train, minlength=domain.classes) == 0).nonzero().flatten().tolist()
+    assert config.batch_size is not None
+    missing = (torch.bincount(labels, minlength=domain.classes) == 0).nonzero().flatten().tolist()
     if missing:
         named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         choices.append(
@@ -220,7 +219,7 @@ def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
         domain=domain,
         trainer=Trainer(network, config),
         source=Labelled(data, network, config.batch_size, rng, config.augment, domain.flip),
-        clock=make_clock(config, max(1, len(data.x_train) // config.batch_size), {}),
+        clock=make_clock(config, max(1, len(labels) // config.batch_size), {}),
         autocast=autocast(device, config.precision),
         choices=choices,
     )

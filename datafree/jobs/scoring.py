@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.data import load_data
+from datafree.data import get_split, load_data
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.generators import GENERATORS
 from datafree.generators.noisy import Noisy
@@ -74,8 +74,7 @@ def evaluate(
     if name is None:
         raise ValueError(f"{own.loaded.source} does not say which data it is for: give --data NAME")
     held = load_data(name, download=download, device=place, splits=("test",))
-    if held.x_test is None or held.y_test is None:
-        raise ValueError(f"{name} has no test split: give data that has one")
+    x, y = get_split(held, "test")
     if held.domain.shape != domain.shape or held.domain.classes != domain.classes:
         raise ValueError(
             f"{name} has {held.domain.classes} classes of {held.domain.shape} images, "
@@ -86,7 +85,7 @@ def evaluate(
         found = load_teacher(teacher, arch=teacher_arch, data=name, mean=teacher_mean, std=teacher_std, device=place)
     elif isinstance(student, str) and _names_teacher(student):
         found = run_teacher(Run.open(student), place)
-    scores = score(network, held.x_test, held.y_test, teacher=found.teacher if found is not None else None)
+    scores = score(network, x, y, teacher=found.teacher if found is not None else None)
     return {"student": own.loaded.source, "data": name, **scores.to_dict()}
 
 

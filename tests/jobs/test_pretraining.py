@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import datafree
 from datafree.jobs import Interrupted, pretraining, resume_pretrain
+from datafree.jobs.condensing import dry_run_condense
 from datafree.runs import CHECKPOINT, Run
 from datafree.training import TermError, Trainer
 
@@ -122,6 +123,15 @@ def test_a_training_that_a_person_stops_is_saved(tmp_path: Path) -> None:
 def test_what_nothing_reads_is_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         pretraining.dry_run_pretrain(**SHORT, **options)
+
+
+def test_data_without_training_images(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x_test=np.zeros((20, 8, 8), np.uint8), y_test=np.arange(20) % 10)
+    data = datafree.load_data(f"npz:{tmp_path / 'own.npz'}")
+    with pytest.raises(ValueError, match=r"^npz:.*own.npz has no train split: add it"):
+        pretraining.dry_run_pretrain(**{**SHORT, "data": data.domain.name})
+    with pytest.raises(ValueError, match=r"^npz:.*own.npz has no train split: add it"):
+        dry_run_condense(data=data)
 
 
 def test_adam_takes_a_rate_of_its_own() -> None:
