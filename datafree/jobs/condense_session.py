@@ -18,13 +18,11 @@ from datafree.data.formation import decode, decoded_labels
 from datafree.data.whitening import Whitening
 from datafree.jobs.condense_planning import CondensePlan, make_setting, run_clock, set_info
 from datafree.jobs.machine import random_states, restore_random_states, seed_all
-from datafree.jobs.session import LOG_SECONDS, PICTURES
+from datafree.jobs.session import LOG_SECONDS, PICTURES, Say, Show
 from datafree.pictures import grid, png_bytes
 from datafree.runs import Run
 from datafree.training import Seconds
 
-Say = Callable[[str], None]
-Show = Callable[[Mapping[str, Any]], None]
 # Logits (N, classes) of images (N, C, H, W) and class numbers (N,).
 Labeller = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -27,19 +27,15 @@ from datafree.jobs.condense_planning import (
     set_budget,
     set_info,
 )
-from datafree.jobs.condense_session import CondenseSession, Say, Show
+from datafree.jobs.condense_session import CondenseSession
 from datafree.jobs.fresh import concluded, fresh_run
 from datafree.jobs.machine import prepare
 from datafree.jobs.paths import check_apart, data_path
 from datafree.jobs.same_data import check_unchanged
-from datafree.jobs.session import Interrupted, interruptible
+from datafree.jobs.session import Interrupted, Say, Show, interruptible, silent
 from datafree.jobs.writing import write_set
 from datafree.runs import Run, peak_rss_mb, write_json
 from datafree.training import run
-
-
-def _silent(_: Any) -> None:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +60,8 @@ def condense(
     out: str | Path | None = None,
     force: bool = False,
     set_by_user: Collection[str] | None = None,
-    say: Say = _silent,
-    show: Show = _silent,
+    say: Say = silent,
+    show: Show = silent,
     **options: Any,
 ) -> Condensed:
     """Condenses a data set.
@@ -135,7 +131,7 @@ def _plan(
     return plan
 
 
-def resume_condense(out: str | Path, *, data: Any = None, say: Say = _silent, show: Show = _silent) -> Condensed:
+def resume_condense(out: str | Path, *, data: Any = None, say: Say = silent, show: Show = silent) -> Condensed:
     """Goes on with the condensation in `out`; a finished one is returned as it is. `data` as for `condense`.
 
     Raises:

@@ -30,7 +30,7 @@ from datafree.jobs.machine import autocast, prepare, random_states, restore_rand
 from datafree.jobs.manifest import reading
 from datafree.jobs.paths import absolute, absolute_data, check_apart, data_path
 from datafree.jobs.same_data import check_unchanged, data_sha256
-from datafree.jobs.session import LOG_SECONDS, Interrupted, interruptible
+from datafree.jobs.session import LOG_SECONDS, Interrupted, Say, Show, interruptible, silent
 from datafree.models import build_model
 from datafree.runs import Run, environment, peak_rss_mb, save_network, write_json
 from datafree.training import USUAL, Clock, Seconds, Trainer, make_clock, run
@@ -77,8 +77,8 @@ def pretrain(
     *,
     out: str | Path | None = None,
     force: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-    show: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    say: Say = silent,
+    show: Show = silent,
     **options: Any,
 ) -> dict[str, Any]:
     """Trains `arch` on `data` and writes OUT/model.safetensors, run.json, result.json; returns the result.
@@ -108,12 +108,7 @@ def dry_run_pretrain(config: PretrainConfig | None = None, **options: Any) -> di
     return _manifest(_prepare(config, prepare(config)))
 
 
-def resume_pretrain(
-    out: str | Path,
-    *,
-    say: Callable[[str], None] = lambda _: None,
-    show: Callable[[Mapping[str, Any]], None] = lambda _: None,
-) -> dict[str, Any]:
+def resume_pretrain(out: str | Path, *, say: Say = silent, show: Show = silent) -> dict[str, Any]:
     """Goes on with the run in `out` from its last whole checkpoint; of a finished run the result is returned.
 
     Raises:
@@ -137,7 +132,7 @@ def resume_pretrain(
         return _execute(task, folder, folder.last_checkpoint(say), show)
 
 
-def embedded_teacher(config: MachineConfig, path: Path, device: torch.device, say: Callable[[str], None]) -> str:
+def embedded_teacher(config: MachineConfig, path: Path, device: torch.device, say: Say) -> str:
     """The embedded job's teacher: trained on the digits' training split into the file `path`, if it is not there."""
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(MachineConfig)}
     about = PretrainConfig(**{**values, **EMBEDDED, "precision": "32"})
@@ -274,9 +269,7 @@ def _train(task: _Task, after_step: Callable[[Mapping[str, Tensor], Mapping[str,
     return run(task.trainer, task.source, task.clock, seconds=Seconds(), autocast=task.autocast, after_step=after_step)
 
 
-def _execute(
-    task: _Task, folder: Run, state: Mapping[str, Any] | None, show: Callable[[Mapping[str, Any]], None]
-) -> dict[str, Any]:
+def _execute(task: _Task, folder: Run, state: Mapping[str, Any] | None, show: Show) -> dict[str, Any]:
     """Trains, from the checkpoint `state` where there is one, and writes what a run's folder holds."""
     main, clock, trainer = parallel.rank() == 0, task.clock, task.trainer
     logged = saved = time.monotonic()

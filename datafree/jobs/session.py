@@ -32,6 +32,9 @@ from datafree.synthesis import check_parts
 from datafree.synthesis.setting import Setting
 from datafree.training import Clock, Seconds, Trainer
 
+Say = Callable[[str], None]  # told each line worth telling
+Show = Callable[[Mapping[str, Any]], None]  # told the measurements of the moment
+
 PICTURES = 10  # grids over a run
 LOG_SECONDS = 1.0
 LOOK_IMAGES = 2000  # test images on which a teacher is tried before its run
@@ -44,6 +47,10 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, path: Path, job: str = "train") -> None:
         super().__init__(f"interrupted; go on with: datafree {job} --resume --out {shlex.quote(str(path))}")
         self.path = path
+
+
+def silent(_: Any) -> None:
+    """The `Say` and the `Show` of who wants to be told nothing."""
 
 
 @contextmanager
@@ -72,9 +79,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 class Session:
     """What happens around the steps of one run: logs, tests, pictures, checkpoints. Rank 0 alone writes."""
 
-    def __init__(
-        self, plan: Plan, run: Run, show: Callable[[Mapping[str, Any]], None], stop: Callable[[], bool]
-    ) -> None:
+    def __init__(self, plan: Plan, run: Run, show: Show, stop: Callable[[], bool]) -> None:
         config = plan.config
         self.plan, self.run, self.show, self.stop = plan, run, show, stop
         self.main = parallel.rank() == 0
@@ -182,7 +187,7 @@ class Session:
         """Tests for the log may take a thirtieth of a budget, not more."""
         return self.clock.seconds is None or self.testing <= self.clock.elapsed / 30
 
-    def try_teacher(self, say: Callable[[str], None]) -> None:
+    def try_teacher(self, say: Say) -> None:
         """Says how the teacher does on some of the test images, if there are any: a wrong normalisation shows at once.
 
         To be called before the clock starts. No random draw of the run changes.
@@ -254,14 +259,14 @@ def _maker(method: Any) -> Any:
     return getattr(method, "imaging", method)
 
 
-def finish(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
+def finish(session: Session, say: Say) -> dict[str, Any]:
     """Last evaluation, networks and result.json, by the first process; to every one what it found."""
     metrics = _conclude(session, say) if session.main else {}
     told = parallel.from_first(json.dumps(metrics))
     return metrics if session.main else dict(json.loads(told))
 
 
-def _conclude(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
+def _conclude(session: Session, say: Say) -> dict[str, Any]:
     plan, run, clock = session.plan, session.run, session.clock
     config, domain = plan.config, plan.domain
     session.picture()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,13 +25,10 @@ from datafree.jobs.paths import check_apart, data_path
 from datafree.jobs.planning import Networks, Plan, expected_memory_mb, make_plan
 from datafree.jobs.pretraining import embedded_teacher, resume_pretrain, untrained_teacher
 from datafree.jobs.same_data import check_unchanged
-from datafree.jobs.session import Interrupted, Session, finish, interruptible
+from datafree.jobs.session import Interrupted, Say, Session, Show, finish, interruptible, silent
 from datafree.runs import Run, write_json
 
 TEACHER = "teacher.safetensors"  # of the embedded job, in the run's folder
-
-Say = Callable[[str], None]
-Show = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +46,6 @@ class Result:
     student: nn.Module
 
 
-def _silent(_: Any) -> None:
-    pass
-
-
 def train(
     config: TrainConfig | None = None,
     *,
@@ -60,8 +53,8 @@ def train(
     force: bool = False,
     teacher_sha256: str | None = None,
     set_by_user: Collection[str] | None = None,
-    say: Say = _silent,
-    show: Show = _silent,
+    say: Say = silent,
+    show: Show = silent,
     **options: Any,
 ) -> Result:
     """Distils a teacher data-free.
@@ -105,9 +98,7 @@ def train(
         return _execute(plan, run, None, say, show)
 
 
-def resume(
-    out: str | Path, *, data: Any = None, say: Say = _silent, show: Show = _silent, **networks: nn.Module
-) -> Any:
+def resume(out: str | Path, *, data: Any = None, say: Say = silent, show: Show = silent, **networks: nn.Module) -> Any:
     """Goes on with the run in `out` from its last whole checkpoint; a finished run is returned as it is.
 
     Args:
