@@ -83,12 +83,9 @@ def load_teacher(
     first = f" ({origins[0]})" if origins[0] != origins[1] else ""
     choices.append(f"normalisation: mean {_numbers(domain.mean)}{first} / std {_numbers(domain.std)} ({origins[1]})")
     network = loaded.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LoadedTeacher(
-        teacher=_on(Teacher(network, domain.mean, domain.std), device),
-        domain=domain,
-        loaded=loaded,
-        choices=tuple(choices),
-    )
+    teacher = Teacher(network, domain.mean, domain.std)
+    teacher.classifier.to(device)
+    return LoadedTeacher(teacher=teacher, domain=domain, loaded=loaded, choices=tuple(choices))
 
 
 def load_student(
@@ -110,11 +107,6 @@ def _front(
     if mean is not None or std is not None:
         raise ValueError("this network has its own normalisation: leave mean and std out")
     return network.get_buffer("mean").flatten().tolist(), network.get_buffer("std").flatten().tolist()
-
-
-def _on(teacher: Teacher, device: torch.device | str) -> Teacher:
-    teacher.classifier.to(device)
-    return teacher
 
 
 def normalised(

@@ -61,17 +61,8 @@ def record_experts(
         say(line)
     with interruptible() as stop:
         setting = make_setting(plan, Clock(steps=1), say, stop)
-        recipe = make_recipe(
-            count=config.count,
-            epochs=config.epochs,
-            images=config.images,
-            every=config.every,
-            available=len(setting.real.x),
-            lr=config.lr,
-            batch_size=config.batch_size,
-            rho=config.rho,
-            seed=config.seed,
-        )
+        own = ("count", "epochs", "images", "every", "lr", "batch_size", "rho", "seed")
+        recipe = make_recipe(available=len(setting.real.x), **{name: getattr(config, name) for name in own})
         experts = record(setting, recipe, None if out is None else Path(out))
     if experts.count < recipe.count:
         raise KeyboardInterrupt("interrupted; finished experts are kept: the same command goes on")

@@ -97,18 +97,8 @@ def load_model(
             raise ValueError(f"{source} takes {found.shape[0]} channels, not {shape[0]}: give data of as many")
         if shape not in (None, found.shape):
             check_output(found.network, name=source, shape=shape, classes=found.classes)
-        return Loaded(
-            network=found.network,
-            arch=source,
-            shape=shape or found.shape,
-            classes=found.classes,
-            mean=found.mean,
-            std=found.std,
-            data=None,
-            sha256=found.sha256,
-            source=source,
-            choices=found.choices,
-        )
+        known = {**vars(found), "shape": shape or found.shape}
+        return Loaded(**known, arch=source, data=None, source=source)
     try:
         path = find_checkpoint(source)
     except FileNotFoundError as error:
