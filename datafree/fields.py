@@ -41,7 +41,12 @@ class Field:
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return flag(self.name)
+
+
+def flag(name: str) -> str:
+    """The flag of the option of that name."""
+    return "--" + name.replace("_", "-")
 
 
 def fields_of(config: Any) -> tuple[Field, ...]:
@@ -228,14 +233,14 @@ def choice(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and value not in kinds[name]:
-            raise ValueError(f"--{name.replace('_', '-')} is {value!r}: take {' or '.join(kinds[name])}")
+            raise ValueError(f"{flag(name)} is {value!r}: take {' or '.join(kinds[name])}")
 
 
 def _check(config: Any, names: tuple[str, ...], holds: Callable[[Any], bool], wanted: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and holds(value)):
-            raise ValueError(f"--{name.replace('_', '-')} is {value}: give a number {wanted}")
+            raise ValueError(f"{flag(name)} is {value}: give a number {wanted}")
 
 
 def parse_duration(text: str) -> float:

@@ -10,6 +10,7 @@ import click
 
 from datafree.cli.display import percent, table
 from datafree.cli.options import Numbers
+from datafree.fields import flag
 
 # Options that a student has no use for.
 SETS_ONLY = (
@@ -171,7 +172,7 @@ def _student(student: str, values: dict[str, Any], as_json: bool) -> None:
 
 def _flags(given: dict[str, Any], *names: str) -> str:
     """Those of the options that were given, as a person wrote them."""
-    return ", ".join("--" + name.replace("_", "-") for name in sorted(names) if name in given)
+    return ", ".join(flag(name) for name in sorted(names) if name in given)
 
 
 def _foreign(values: dict[str, Any]) -> Any:

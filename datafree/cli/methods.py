@@ -12,7 +12,7 @@ import click
 from datafree.cli.display import Display
 from datafree.cli.options import option, options
 from datafree.config import light_config
-from datafree.fields import fields_of
+from datafree.fields import fields_of, flag
 
 # What a run reads off its teacher and data where a person says nothing; the last four are a method's: a term that the
 # teacher gives nothing to match to, what stands in for it, and what memory allows. A saved run holds the old values.
@@ -228,9 +228,7 @@ def folder_to_resume(out: str | None, others: list[str]) -> Path:
     if out is None:
         raise click.UsageError("--resume goes on with the run in a folder: name it with --out DIR")
     if others:
-        raise click.UsageError(
-            f"--resume takes the run as it is: leave out {', '.join('--' + o.replace('_', '-') for o in others)}"
-        )
+        raise click.UsageError(f"--resume takes the run as it is: leave out {', '.join(map(flag, others))}")
     if not (Path(out) / "run.json").is_file():
         raise ValueError(f"no run in {out} (it has no run.json): start one without --resume")
     return Path(out)

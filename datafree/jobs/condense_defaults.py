@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from datafree.config import CondenseConfig
-from datafree.fields import fields_of
+from datafree.fields import fields_of, flag
 from datafree.jobs.idle import CONDENSE, RECORDED, check_idle
 
 # What neither a person nor the method says.
@@ -58,7 +58,7 @@ def check_read(config: CondenseConfig, method: type[Any], options: Mapping[str, 
     given = {name: getattr(config, name) for name in defaults if getattr(config, name) is not None}
     unread = [name for name, value in given.items() if name not in read and value != defaults[name]]
     if unread:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+        flags = ", ".join(map(flag, unread))
         raise ValueError(f"{config.method} does not read {flags}: leave {_them(unread)} out")
     if config.labels == "learned" and "label_lr" not in method.READS:
         raise ValueError(
@@ -71,7 +71,7 @@ def check_read(config: CondenseConfig, method: type[Any], options: Mapping[str, 
     check_idle({**given, **options}, {**{n: v for n, v in defaults.items() if n in read}, **own}, CONDENSE)
     recorded = [name for name in RECORDED if name in options and options[name] != own[name]]
     if recorded and options.get("expert_folder"):
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in recorded)
+        flags = ", ".join(map(flag, recorded))
         raise ValueError(
             f"nothing reads {flags} with --expert-folder, whose experts are made already: leave {_them(recorded)} out"
         )

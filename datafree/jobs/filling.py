@@ -11,7 +11,7 @@ from typing import Any
 from datafree.config import CondenseConfig, TrainConfig
 from datafree.distillation.sources import RealImages
 from datafree.domain import Domain
-from datafree.fields import fields_of, nearest, replace
+from datafree.fields import fields_of, flag, nearest, replace
 from datafree.jobs.idle import METHOD, TRAIN, check_idle, idle_beside
 from datafree.parallel import world_size
 from datafree.synthesis import METHODS, STUDENT_KNOWS, load_method
@@ -94,13 +94,12 @@ def fit_terms(
     for name in options:
         value = getattr(method_config, name)
         if weight and value != defaults[name] and idle_beside(name, {needed: 0.0}, METHOD):
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag}: the teacher has no batch norm, so nothing is matched; leave it out")
+            raise ValueError(f"{flag(name)}: the teacher has no batch norm, so nothing is matched; leave it out")
     if weight:
         warnings.append(f"the teacher has no batch norm: the term {needed!r} has nothing to match and is dropped")
     instead = {n: v for n, v in getattr(method, "WITHOUT_STATISTICS", {}).items() if n not in options}
     if instead:
-        words = ", ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in instead.items())
+        words = ", ".join(f"{flag(name)} {value:g}" for name, value in instead.items())
         warnings.append(f"in its place: {words}" if weight else f"the teacher has no batch norm; in its place: {words}")
     return dataclasses.replace(dropped, **instead)
 
@@ -148,7 +147,7 @@ def method_options(
         if option not in defaults:
             owners = [n for n in methods if option in {f.name for f in dataclasses.fields(load(n).Config)}]
             if owners:
-                raise ValueError(f"--{option.replace('_', '-')} belongs to {', '.join(owners)}, not to --method {name}")
+                raise ValueError(f"{flag(option)} belongs to {', '.join(owners)}, not to --method {name}")
             job = fields_of(TrainConfig if methods is METHODS else CondenseConfig)
             known = [*defaults, *(f.name for f in job)]
             raise ValueError(f"unknown option {option!r} with method {name}{nearest(option, known)}")

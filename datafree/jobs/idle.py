@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from datafree.fields import flag
+
 # By option, the reasons that leave it idle. A reason is some others' values that hold together; of those that a method
 # does not have nothing is asked.
 Idle = Mapping[str, tuple[Mapping[str, tuple[Any, ...]], ...]]
@@ -97,16 +99,12 @@ def check_idle(
         others = idle_beside(name, holds, table)
         if others and value not in (defaults[name], preset.get(name, defaults[name])):
             beside = " and ".join(_said(other, holds[other]) for other in others)
-            instead = _said(others[0], True) if holds[others[0]] is False else f"{_flag(others[0])} another"
-            raise ValueError(f"nothing reads {_flag(name)} with {beside}: leave it out, or give {instead}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+            instead = _said(others[0], True) if holds[others[0]] is False else f"{flag(others[0])} another"
+            raise ValueError(f"nothing reads {flag(name)} with {beside}: leave it out, or give {instead}")
 
 
 def _said(name: str, value: Any) -> str:
     """An option with its value, as on the command line."""
     if isinstance(value, bool):
-        return _flag(name) if value else f"--no-{name.replace('_', '-')}"
-    return f"{_flag(name)} {value:g}" if isinstance(value, float) else f"{_flag(name)} {value}"
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)} {value:g}" if isinstance(value, float) else f"{flag(name)} {value}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datafree.data import get_split, load_data
 from datafree.evaluation.accuracy import evaluate as score
+from datafree.fields import flag
 from datafree.generators import GENERATORS
 from datafree.generators.noisy import Noisy
 from datafree.jobs.idle import METHOD, idle_beside
@@ -105,7 +106,7 @@ def check_teacher_options(teacher: object, **options: Any) -> None:
     Raises:
         ValueError: names the options.
     """
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    given = [flag(name) for name, value in options.items() if value is not None]
     if teacher is None and given:
         verb = "describe" if len(given) > 1 else "describes"
         raise ValueError(f"{', '.join(given)} {verb} the file of --teacher: give that too, or leave it out")
