@@ -21,6 +21,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from datafree.fields import nearest
+
 METHODS: dict[str, str] = {
     "random": "datafree.condensation.subsets:Random",
     "herding": "datafree.condensation.subsets:Herding",
@@ -71,12 +73,8 @@ def method_spec(name: str) -> str:
     Raises:
         ValueError: no such method; names the nearest.
     """
-    import difflib
-
     if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"take one of {', '.join(METHODS)}"
-        raise ValueError(f"unknown condensation method {name!r}: {hint}")
+        raise ValueError(f"unknown condensation method {name!r}{nearest(name, list(METHODS))}")
     return METHODS[name]
 
 

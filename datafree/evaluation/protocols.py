@@ -7,12 +7,12 @@ that report the best accuracy seen on the test set say more than these do; `note
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from datafree.domain import Domain
+from datafree.fields import nearest
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 
@@ -178,9 +178,7 @@ def named_protocol(name: str) -> Protocol:
     """The protocol of that name; ValueError with the nearest name where there is none."""
     if name in PROTOCOLS:
         return PROTOCOLS[name]
-    near = difflib.get_close_matches(name.lower(), PROTOCOLS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(PROTOCOLS)}"
-    raise ValueError(f"unknown protocol {name!r}: {hint}")
+    raise ValueError(f"unknown protocol {name!r}{nearest(name.lower(), list(PROTOCOLS))}")
 
 
 def for_tiles(protocol: Protocol, tiles: int) -> Protocol:

@@ -50,10 +50,10 @@ def method_spec(name: str) -> str:
     """The import string of a method.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name; names the nearest.
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: take one of {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {name!r}{nearest(name, list(METHODS))}")
     return METHODS[name]
 
 

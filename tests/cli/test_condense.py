@@ -167,7 +167,7 @@ def test_data_that_is_not_there(cli: Cli) -> None:
 def test_a_method_that_is_not_there_and_anothers_flag(cli: Cli) -> None:
     answer = cli("condense", "--method", "herdin")
     assert answer.status == 2
-    assert "did you mean" in answer.err
+    assert "unknown condensation method 'herdin'; did you mean 'herding'?" in answer.err
     answer = cli("condense", "--method", "random", "--cross-entropy", 1)
     assert answer.status == 2
     assert "belongs to --method" in answer.err

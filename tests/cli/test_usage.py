@@ -145,7 +145,8 @@ def test_a_methods_help_adds_its_flags(cli: Callable[..., Any]) -> None:
     [
         ("nonsense", "No such command 'nonsense'"),
         ("train --bogus", "No such option '--bogus'"),
-        ("train --method nope", "unknown method 'nope': take one of noise, dafl, dfad, dfq"),
+        ("train --method gan", "unknown method 'gan': take one of noise, dafl, dfad, dfq"),
+        ("train --method blnd", "unknown method 'blnd'; did you mean 'blend'?"),
         ("train --method dfad --balance 5", "belongs to --method dafl or dfq or"),
         ("train --steps many", "'many' is not a valid int"),
         ("train --precision 16", "'16' is not one of '32', 'bf16'"),

@@ -120,8 +120,8 @@ def test_notes_name_what_differs_from_the_release() -> None:
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match="did you mean vico"):
-        named_protocol("vicco")
+    with pytest.raises(ValueError, match=r"^unknown protocol 'Vicco'; did you mean 'vico'\?$"):
+        named_protocol("Vicco")
     with pytest.raises(ValueError, match="either epochs or steps"):
         Protocol()
     with pytest.raises(ValueError, match="the protocol's lr is 0"):
