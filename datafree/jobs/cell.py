@@ -257,14 +257,17 @@ def _run(
         if not (begun and _gone_on(jobs.resume_condense, work)):
             jobs.condense(out=work, force=True, **options)
         assert cell.evaluation is not None
+        named = {_beside(table, arch): arch for arch in cell.evaluation["archs"]}
         scores = jobs.evaluate_set(
             work,
             options.get("data", CondenseConfig.data),
             download=download,
             device=options.get("device", CondenseConfig.device),
             seed=seed,
-            **{**cell.evaluation, "archs": [_beside(table, arch) for arch in cell.evaluation["archs"]]},
+            **{**cell.evaluation, "archs": list(named)},
         )
+        if named:  # as the table has them: pages look for these
+            scores["archs"] = {named.get(arch, arch): held for arch, held in scores["archs"].items()}
         write_json(work / "evaluation.json", scores)  # where `report` looks for them, in runs that --keep hands over
     rows = [json.loads(line) for line in _lines(work / "metrics.jsonl")]
     parts = {

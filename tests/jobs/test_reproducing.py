@@ -441,7 +441,7 @@ def test_a_set_whose_scoring_failed_is_scored_again_and_not_condensed_again(sets
         asked.append(seed)
         if len(asked) == 1:
             raise RuntimeError("out of memory")
-        return {"accuracy_mean": 0.5, "accuracy_std": 0.0, "networks": 1, "seconds": 3.0}
+        return {"accuracy_mean": 0.5, "accuracy_std": 0.0, "networks": 1, "seconds": 3.0, "archs": {}}
 
     monkeypatch.setattr(jobs, "evaluate_set", scoring)
     path = run_cell(cell, 1, out)
@@ -708,6 +708,17 @@ def test_a_network_in_a_file_is_looked_for_beside_the_table(tiny, tmp_path, monk
     monkeypatch.setattr("datafree.jobs.cell.trained_teacher", lambda *_: tmp_path)
     run_cell(cell_of(tiny, {"a": "a/one", "b": "b/noise"}[group]), 0, tmp_path / "out")
     assert seen == [f"{tmp_path.resolve()}/nets.py:make"]
+
+
+def test_networks_in_files_that_judge_a_set_keep_their_names(tmp_path, sets):
+    sets.write_text(SETS.replace('["mlp"]', '["mlp", "nets.py:make"]'), encoding="utf-8")
+    network = "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    (tmp_path / "nets.py").write_text(network, encoding="utf-8")
+    content = json.loads(run_cell(cell_of(sets, "c/random"), 0, tmp_path / "out").read_text(encoding="utf-8"))
+    assert list(content["scores"]["archs"]) == ["mlp", "nets.py:make"]
+    assert str(tmp_path) not in json.dumps(content)
+    reproducing.write_page(load_table(sets), tmp_path / "out", tmp_path / "page.md")
+    assert "| mlp | nets.py:make |" in (tmp_path / "page.md").read_text(encoding="utf-8")
 
 
 def test_an_architecture_in_a_file_is_looked_for_beside_the_table(tmp_path):
