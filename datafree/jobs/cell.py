@@ -59,9 +59,7 @@ def teacher_options(
     """
     if teacher is None:
         return {}
-    options = as_keywords({name: teacher[name] for name in ("arch", "mean", "std") if name in teacher})
-    if "arch" in options:
-        options["arch"] = _beside(beside, options["arch"])
+    options = _of_table(beside, {name: teacher[name] for name in ("arch", "mean", "std") if name in teacher})
     if "file" in teacher:
         path = (teachers or Path()) / teacher["file"]
         if teachers is None or not path.is_file():
@@ -76,34 +74,40 @@ def teacher_options(
         return {**options, "teacher": teacher["source"], "download": download}
     if "pretrain" not in teacher:
         raise ValueError(f"teacher {teacher.get('name')}: give its file, its source or how to pretrain it")
-    return {**options, "teacher": str(trained_teacher(teacher["pretrain"], download))}
+    return {**options, "teacher": str(trained_teacher(_of_table(beside, teacher["pretrain"]), download))}
 
 
 def _beside(table: Path, network: str) -> str:
     """The name of a network; FILE.py:FUNCTION is looked for beside the table, wherever one stands."""
     file, colon, function = network.rpartition(":")
-    return f"{table.resolve().parent / file}:{function}" if colon and file.endswith(".py") else network
+    if not colon or not file.endswith(".py"):
+        return network
+    return f"{table.resolve().parent / os.path.expanduser(file)}:{function}"
 
 
-def as_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as configurations hold them: lists as tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+def _of_table(table: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's options as configurations hold them: lists as tuples, networks in files by their paths."""
+    held: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in options.items()}
+    return held | {name: _beside(table, held[name]) for name in ("student", "arch", "teacher") if name in held}
 
 
 def trained_teacher(recipe: Mapping[str, Any], download: bool = False) -> Path:
     """The folder of a network trained by the recipe (options of `pretrain`); trained once, kept in the cache.
 
-    One that was interrupted goes on. Other defaults, or other files of data that a path names, make another network.
+    One that was interrupted goes on. Other defaults, or another file of the network or of the data, make another one.
     """
     from datafree import jobs
 
     held = [dict(recipe), defaults_of("pretrain", recipe), data_state(str(recipe.get("data", "")))]
+    file = Path(str(recipe.get("arch", "")).rpartition(":")[0])
+    if file.suffix == ".py" and file.is_file():
+        held.append(hashlib.sha256(file.read_bytes()).hexdigest())
     text = json.dumps(held, sort_keys=True)
     folder = cache_folder() / "teachers" / hashlib.sha256(text.encode()).hexdigest()[:16]
     with locked(folder.parent / f"{folder.name}.lock"):
         begun = (folder / "run.json").is_file()
         if not (folder / "result.json").is_file() and not (begun and _gone_on(jobs.resume_pretrain, folder)):
-            jobs.pretrain(PretrainConfig(**as_keywords(recipe), download=download), out=folder, force=True)
+            jobs.pretrain(PretrainConfig(**recipe, download=download), out=folder, force=True)
     return folder
 
 
@@ -195,7 +199,8 @@ def run_cell(
         try:
             goes_on = standing.goes_on(work, defaults)
             if cell.job == "pretrain" and seed == 0 and cell.options in recipes:
-                shutil.copytree(trained_teacher(cell.options, download), work, dirs_exist_ok=True)
+                teacher = trained_teacher(_of_table(Path(cell.file), cell.options), download)
+                shutil.copytree(teacher, work, dirs_exist_ok=True)
                 goes_on = True
             parts = _run(cell, seed, work, goes_on, teachers, download, threads)
         except WriteError:
@@ -239,9 +244,8 @@ def _run(
     """Runs the job, or goes on with one that has begun, and returns the parts of the result file."""
     from datafree import jobs
 
-    options = as_keywords(cell.options)
     table = Path(cell.file)
-    options |= {name: _beside(table, options[name]) for name in ("student", "arch") if name in options}
+    options = _of_table(table, cell.options)
     options |= {"seed": seed, "download": download, "threads": options.get("threads") or threads}
     scores = None
     if cell.job == "pretrain":

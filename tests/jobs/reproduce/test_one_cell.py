@@ -182,11 +182,12 @@ def test_whatever_a_network_of_ones_own_raises_is_a_result(tiny, tmp_path, monke
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [("b", "student"), ("a", "arch")],
+    [("b", "student"), ("a", "arch"), ("d", "teacher")],
 )
 def test_a_network_in_a_file_is_looked_for_beside_the_table(tiny, tmp_path, monkeypatch, group, name, cell_of):
     text = tiny.read_text(encoding="utf-8").replace('"lenet5_half"', '"nets.py:make"')
-    tiny.write_text(text, encoding="utf-8")
+    text = text.replace("[rows.one]", '[groups.d]\njob = "condense"\nrows = ["sre2l"]\n[rows.one]')
+    tiny.write_text(text + '\n[rows.sre2l]\noptions = { teacher = "nets.py:make" }\n', encoding="utf-8")
     seen: list[str] = []
 
     def job(config: Any = None, *, out: Path, **options: Any) -> None:
@@ -195,8 +196,9 @@ def test_a_network_in_a_file_is_looked_for_beside_the_table(tiny, tmp_path, monk
 
     monkeypatch.setattr(jobs, "train", job)
     monkeypatch.setattr(jobs, "pretrain", job)
+    monkeypatch.setattr(jobs, "condense", job)
     monkeypatch.setattr("datafree.jobs.cell.trained_teacher", lambda *_: tmp_path)
-    run_cell(cell_of(tiny, {"a": "a/one", "b": "b/noise"}[group]), 0, tmp_path / "out")
+    run_cell(cell_of(tiny, {"a": "a/one", "b": "b/noise", "d": "d/sre2l"}[group]), 0, tmp_path / "out")
     assert seen == [f"{tmp_path.resolve()}/nets.py:make"]
 
 

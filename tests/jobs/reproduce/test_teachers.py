@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from datafree import jobs
-from datafree.jobs.cell import data_state, run_cell, teacher_options, trained_teacher
+from datafree.jobs.cell import NotHereError, data_state, run_cell, teacher_options, trained_teacher
 
 
 def test_a_recipe_teacher_is_trained_once(tiny, tmp_path, cell_of):
@@ -40,7 +42,11 @@ def test_a_recipe_teacher_is_of_its_data_and_of_todays_defaults(tmp_path, monkey
     trained_teacher(recipe)
     monkeypatch.setattr("datafree.jobs.cell.defaults_of", lambda *_: {"lr": 7})
     trained_teacher(recipe)
-    assert len(made) == len(set(made)) == 3
+    for content in (None, "one", "other"):  # of no such file the training itself tells
+        if content is not None:
+            (tmp_path / "nets.py").write_text(content)
+        trained_teacher({"arch": f"{tmp_path}/nets.py:make"})
+    assert len(made) == len(set(made)) == 6
 
 
 def test_the_state_of_data_sees_pictures_behind_links(tmp_path):
@@ -71,10 +77,29 @@ def test_a_network_by_a_teachers_recipe_is_the_teacher(tiny, tmp_path, monkeypat
     assert len(trained) == 2
 
 
-def test_an_architecture_in_a_file_is_looked_for_beside_the_table(tmp_path):
-    entry = {"source": "torchvision:resnet18", "arch": "nets.py:make", "mean": [0.5]}
+@pytest.mark.parametrize("arch", ["nets.py:make", "~/nets.py:make"])
+def test_an_architecture_in_a_file_is_looked_for_beside_the_table(tmp_path, monkeypatch, arch):
+    folder = tmp_path / "home" if "~" in arch else tmp_path.resolve()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    entry = {"source": "torchvision:resnet18", "arch": arch, "mean": [0.5]}
     options = teacher_options(entry, beside=tmp_path / "t.toml", teachers=None, download=True)
     assert options == {
-        "arch": f"{tmp_path.resolve()}/nets.py:make", "mean": (0.5,),
-        "teacher": "torchvision:resnet18", "download": True,
+        "arch": f"{folder}/nets.py:make", "mean": (0.5,), "teacher": "torchvision:resnet18", "download": True,
     }  # fmt: skip
+
+
+def test_a_teachers_recipe_finds_its_network_beside_the_table_too(tiny, tmp_path, monkeypatch, cell_of):
+    text = tiny.read_text(encoding="utf-8").replace('"lenet5"', '"nets.py:make"')
+    tiny.write_text(text.replace('"lenet5_half" }', '"nets.py:make", steps = 2 }', 1), encoding="utf-8")
+    seen: list[Any] = []
+
+    def trained(recipe: Any, *_: Any) -> Path:
+        seen.append(recipe["arch"])
+        raise NotHereError("enough")
+
+    monkeypatch.setattr("datafree.jobs.cell.trained_teacher", trained)
+    own = cell_of(tiny, "a/one")
+    for cell in (cell_of(tiny, "b/noise"), own):
+        with pytest.raises(NotHereError, match="enough"):
+            run_cell(cell, 0, tmp_path / "out", recipes=[own.options])
+    assert seen == [f"{tmp_path.resolve()}/nets.py:make"] * 2
