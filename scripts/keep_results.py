@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from datafree.jobs.standing import free
-from datafree.tables import Cell, find_tables, load_table, read_results, render
+from datafree.jobs.standing import free, held
+from datafree.tables import Cell, TableResult, find_tables, load_table, read_results, render
 from datafree.tables.rendering import accuracies, accuracy, length, random_real
-from datafree.tables.results import current
+from datafree.tables.results import OLD, current
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -33,23 +33,33 @@ BASELINES = ("random", "herding", "mean", "noise", "student-with-data", "distill
 def keep(results: Path) -> list[Path]:
     """Copies the finished and the failed cells of the package's tables; returns what was copied.
 
-    Nothing is lost: another result of that name is moved to -oldN, and a failure takes no finished one's place.
+    No finished one is lost: another of that name is moved to -oldN, a failure makes room. One that was marked as
+    superseded here is there.
     """
     copied = []
     for name in find_tables():
         folder = BENCHMARKS / "results" / name
-        there = {result.path: result for result in read_results(folder)}
-        contents = [result.content for result in there.values()]
+        contents = [_unmarked(result) for result in read_results(folder)]
         for result in read_results(results / name):
             target = folder / result.path.name
-            if result.content in contents or (target in there and there[target].done and not result.done):
+            there = held(target)
+            if _unmarked(result) in contents or (there is not None and there.done and not result.done):
                 continue
-            if target in there:
-                target.rename(free(target))
+            if there is not None:
+                if result.done and not there.done:
+                    target.unlink()
+                elif OLD.search(target.stem):
+                    target = free(target)
+                else:
+                    target.rename(free(target))
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(result.path, target)
             copied.append(target)
     return copied
+
+
+def _unmarked(result: TableResult) -> dict[str, Any]:
+    return {**result.content, "superseded": None}
 
 
 def pages() -> dict[Path, str]:

@@ -122,21 +122,34 @@ def test_a_pages_results_say_what_they_cost():
     assert {row[i] for row in waiting for i in at} == {""}
 
 
-def test_results_that_are_kept_replace_nothing(tmp_path, monkeypatch):
+KILLED = {"status": "failed", "error": "killed"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),  # the name's end, what is changed; the name's end, seconds
+    [
+        ([("", {}), ("", {}), ("", {"seconds": 9.0}), ("", KILLED)], [("-old1", None), ("", 9.0)]),
+        ([("-old1", {"superseded": "spoilt"}), ("", {"seconds": 9.0}), ("", {})], [("-old1", None), ("", 9.0)]),
+        ([("-old1", {}), ("-old1", {"seconds": 9.0}), ("-old2", {"seconds": 8.0})], [
+            ("-old1", None), ("-old2", 9.0), ("-old3", 8.0),
+        ]),
+        ([("", KILLED), ("", {})], [("", None)]),
+        ([("", KILLED), ("", {"error": "again", "status": "failed"})], [("-old1", None), ("", None)]),
+    ],
+)  # fmt: skip
+def test_results_that_are_kept_replace_no_finished_one(changes, kept, tmp_path, monkeypatch):
     script, table, folder = load_script(), load_table("digits-smoke"), tmp_path / "results" / "digits-smoke"
     monkeypatch.setattr(script, "BENCHMARKS", tmp_path)
     source = ROOT / "benchmarks" / "results" / "digits-smoke"
     first = next(r for r in read_results(source) if r.done)
     content = json.loads(first.path.read_text(encoding="utf-8"))
-    for number, change in enumerate([{}, {}, {"seconds": 9.0}, {"status": "failed", "error": "killed"}]):
-        new = tmp_path / str(number) / table.name / first.path.name
+    for number, (end, change) in enumerate(changes):
+        new = tmp_path / str(number) / table.name / f"{first.path.stem}{end}.json"
         new.parent.mkdir(parents=True)
         new.write_text(json.dumps(content | change), encoding="utf-8")
         script.keep(tmp_path / str(number))
-    assert sorted(path.name for path in folder.iterdir()) == [f"{first.path.stem}-old1.json", first.path.name]
-    (old, new) = read_results(folder)
-    assert [old.content["seconds"], new.content["seconds"]] == [content["seconds"], 9.0]
-    assert new.done
+    found = {result.path.name: result.content["seconds"] for result in read_results(folder)}
+    assert found == {f"{first.path.stem}{end}.json": seconds or content["seconds"] for end, seconds in kept}
 
 
 def test_every_method_has_a_row():

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from datafree.runs import flock, write_json
 from datafree.tables import Cell, TableResult
-from datafree.tables.results import WORK, outdated, read_result
+from datafree.tables.results import OLD, WORK, outdated, read_result
 
 DEFAULTS = "defaults.json"
 
@@ -85,8 +85,9 @@ def make_room(cell: Cell, path: Path) -> None:
 
 
 def free(path: Path) -> Path:
-    """The first CELL-oldN.json of which there is neither a result nor a run."""
-    olds = (path.with_name(f"{path.stem}-old{number}.json") for number in itertools.count(1))
+    """The first CELL-oldN.json of which there is neither a result nor a run; of another CELL-oldN.json likewise."""
+    stem = OLD.sub("", path.stem)
+    olds = (path.with_name(f"{stem}-old{number}.json") for number in itertools.count(1))
     return next(name for name in olds if not name.exists() and not work_of(name).exists())
 
 

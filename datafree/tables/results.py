@@ -128,7 +128,7 @@ def read_result(path: Path, table: str | None = None) -> TableResult:
         keys, wrong = ("table",), f"a result of the table {content['table']!r} among those of {table!r}"
     if not wrong:
         name = file_name(content["cell"], content["seed"], content["hash"])
-        if _OLD.sub("", path.stem) != name.removesuffix(".json"):
+        if OLD.sub("", path.stem) != name.removesuffix(".json"):
             keys, wrong = ("cell",), f"its cell, seed and hash make the name {name}"
     if wrong:
         raise ValueError(f"{path}:{_line(text, keys)}: {wrong}: {AGAIN}")
@@ -142,12 +142,12 @@ def read_result(path: Path, table: str | None = None) -> TableResult:
     )
 
 
-_OLD = re.compile(r"-old(\d+)$")
+OLD = re.compile(r"-old(\d+)$")
 
 
 def _old(path: Path) -> int:
     """N of CELL-oldN.json, a result that has made room for another; 0: of CELL.json."""
-    match = _OLD.search(path.stem)
+    match = OLD.search(path.stem)
     return int(match[1]) if match else 0
 
 
