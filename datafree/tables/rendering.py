@@ -160,8 +160,15 @@ def difference(cell: Cell, done: list[dict[str, Any]]) -> str:
 
 
 def random_real(done: Sequence[Mapping[str, Any]]) -> str:
-    """Of networks trained on random real images, a draw for each network; empty where there are none."""
-    return _spread([content["scores"] for content in done], "random_accuracy")
+    """Of networks trained on random real images, a draw for each network; empty where there are none.
+
+    The draws are a seed's: two runs of it have the same.
+    """
+    return _spread([content["scores"] for content in _a_seed_each(done)], "random_accuracy")
+
+
+def _a_seed_each(done: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return list({content["seed"]: content for content in done}.values())
 
 
 def _spread(scores: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -182,8 +189,11 @@ def _scores(done: list[dict[str, Any]]) -> dict[str, str]:
         "random real": random_real(done),
     }
     for arch in dict.fromkeys(arch for each in scores for arch in each.get("archs", {})):
-        those = [each["archs"][arch] for each in scores if arch in each.get("archs", {})]
-        random = [100 * each["random_accuracy_mean"] for each in those if "random_accuracy_mean" in each]
+        those, drawn = (
+            [content["scores"]["archs"][arch] for content in contents if arch in content["scores"].get("archs", {})]
+            for contents in (done, _a_seed_each(done))
+        )
+        random = [100 * each["random_accuracy_mean"] for each in drawn if "random_accuracy_mean" in each]
         text = _spread(those, "accuracy") + (f" (random {statistics.mean(random):.1f})" if random else "")
         shown |= dict.fromkeys((arch, *(short for short, name in ALIASES.items() if name == arch)), text)
     return {name: text for name, text in shown.items() if text}
@@ -356,7 +366,7 @@ def _footnotes(table: Table, superseded: list[TableResult], page: Path) -> list[
     old = [result for result in superseded if not is_of_today(table, result)]
     for what, results in (
         ("Superseded, made by another spec or with other defaults", old),
-        ("Not counted, copies", copies),
+        ("Not counted, copies or repeated", copies),
     ):
         each = ", ".join(f"[{r.cell}, seed {r.seed}]({link(r.path, page)}) {_figure(r)}{_why(r)}" for r in results)
         lines += [f"{what}: {each}.", ""] if results else []

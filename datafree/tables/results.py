@@ -176,18 +176,25 @@ def read_results(folder: Path, table: str | None = None) -> list[TableResult]:
 def current(table: Table, results: Iterable[TableResult]) -> tuple[dict[str, list[TableResult]], list[TableResult]]:
     """Results by the cell they are of, seeds in order; and all others.
 
-    Every run of today's spec and defaults counts, those of one seed too: a length in wall clock gives each of them
-    another figure, and to count one would be to choose it. The others are those with another spec, with other defaults
-    or marked as superseded, and copies of a file that counts.
+    Every run of today's spec and defaults counts, those of one seed too where wall clock gives each of them another
+    figure: to count one would be to choose it. The others are those with another spec, with other defaults or marked as
+    superseded, and those that repeat one that counts.
     """
     found: dict[str, list[TableResult]] = {cell.name: [] for cell in table.cells}
     others = []
     for result in sorted(results, key=lambda each: (each.seed, _old(each.path))):
-        if is_of_today(table, result) and all(result.content != each.content for each in found[result.cell]):
+        if is_of_today(table, result) and not any(_repeats(table, result, each) for each in found[result.cell]):
             found[result.cell].append(result)
         else:
             others.append(result)
     return found, others
+
+
+def _repeats(table: Table, result: TableResult, other: TableResult) -> bool:
+    """Whether a result of the same cell is a copy, or another run of the seed that can but give the same."""
+    timed = table.layout == "speed" or "budget" in result.content["spec"]["options"]
+    alike = (result.seed, result.status) == (other.seed, other.status)
+    return alike and (not timed or result.content == other.content)
 
 
 def is_of_today(table: Table, result: TableResult) -> bool:

@@ -258,13 +258,31 @@ def test_a_spec_that_was_edited_is_no_result_of_its_cell(table, tmp_path):
         read_result(path)
 
 
-def test_every_run_of_a_seed_counts_but_what_is_marked(table, tmp_path):
-    for number, (accuracy, why) in enumerate([(0.5, None), (0.6, None), (0.9, "read | wrongly")]):
+@pytest.mark.parametrize(
+    ("length", "shown"),  # by hand
+    [('budget = "10m"', "10m | **55.00 ± 7.07 (2)** |"), ("steps = 1000", "1,000 steps | **60.00** |")],
+)
+def test_of_a_seed_every_run_of_wall_clock_counts_but_what_is_marked(tmp_path, length, shown):
+    (tmp_path / "t.toml").write_text(TABLE.replace("steps = 1000", length), encoding="utf-8")
+    table = load_table(tmp_path / "t.toml")
+    for end, accuracy, why in (("-old1", 0.5, None), ("-old2", 0.9, "read | wrongly"), ("", 0.6, None)):
         path = keep(table, tmp_path / "t", "dafl", 0, accuracy, superseded=why)
-        path.rename(path.with_name(f"{path.stem}-old{number + 1}.json")) if number < 2 else None
+        path.rename(path.with_name(f"{path.stem}{end}.json"))
     page = "\n".join(render(table, read_results(tmp_path / "t"), tmp_path / "t.md"))
-    assert "| dafl | 1,000 steps | **55.00 ± 7.07 (2)** |" in page  # by hand
-    assert rf"[a/dafl, seed 0](t/{path.name}) 90.00 (read \| wrongly)." in page
+    assert f"| dafl | {shown}" in page
+    assert rf"[a/dafl, seed 0](t/{path.stem}-old2.json) 90.00 (read \| wrongly)." in page
+    repeated = f"Not counted, copies or repeated: [a/dafl, seed 0](t/{path.stem}-old1.json) 50.00."
+    assert (repeated in page) is ("steps" in length)
+
+
+def test_of_a_seed_a_failure_and_every_time_of_a_speed_table_stand_beside_a_run(table, tmp_path):
+    for row, accuracies in (("noise", (0.5, None)), ("dafl", (0.5, 0.5))):
+        for end, accuracy in zip(("-old1", ""), accuracies, strict=True):
+            path = keep(table, tmp_path / "t", row, 0, accuracy, seconds=len(end))
+            path.rename(path.with_name(f"{path.stem}{end}.json"))
+    counts = {name: len(of) for name, of in current(table, read_results(tmp_path / "t"))[0].items()}
+    assert counts == {"a/noise": 2, "a/dafl": 1, "a/dfq": 0}
+    assert len(current(replace(table, layout="speed"), read_results(tmp_path / "t"))[0]["a/dafl"]) == 2
 
 
 def test_two_copies_of_a_file_are_one_run(table, tmp_path):
@@ -276,7 +294,7 @@ def test_two_copies_of_a_file_are_one_run(table, tmp_path):
     assert [result.path for result in others] == [again]
     page = "\n".join(render(table, read_results(tmp_path / "t"), tmp_path / "t.md"))
     assert "| dafl | 1,000 steps | **50.00** |" in page
-    assert f"Not counted, copies: [a/dafl, seed 0](t/{again.name}) 50.00." in page
+    assert f"Not counted, copies or repeated: [a/dafl, seed 0](t/{again.name}) 50.00." in page
     assert "Superseded" not in page
     path.unlink()
     assert current(table, read_results(tmp_path / "t"))[0]["a/dafl"][0].path == again
@@ -380,7 +398,7 @@ def test_times_have_three_digits_and_no_powers_of_ten() -> None:
 
 def test_a_network_has_a_column_by_its_short_name_too() -> None:
     scored = {"accuracy_mean": 0.5, "accuracy_std": 0.01, "random_accuracy_mean": 0.4}
-    shown = _scores([{"scores": {"seconds": 1.0, "archs": {"lenet5": scored, "mlp": scored}}}])
+    shown = _scores([{"seed": 0, "scores": {"seconds": 1.0, "archs": {"lenet5": scored, "mlp": scored}}}])
     assert shown["lenet"] == shown["lenet5"] == "50.0 ± 1.0 (random 40.0)"
     assert set(shown) == {"scored", "lenet", "lenet5", "mlp"}
 
@@ -436,15 +454,21 @@ def test_a_set_is_shown_with_the_spread_of_its_networks_and_several_with_their_o
 
 
 def test_networks_and_random_images_are_shown_as_means_over_seeds_too():
-    def seed(mlp: float, random: float, seconds: float) -> dict[str, Any]:
+    def run(seed: int, mlp: float, random: float, seconds: float) -> dict[str, Any]:
         of_mlp = {"accuracies": [mlp, mlp], "accuracy_mean": mlp, "accuracy_std": 0.5, "random_accuracy_mean": random}
         drawn = {"random_accuracy_mean": random, "random_accuracy_std": 0.5}
-        return {"scores": {**of_mlp, **drawn, "networks": 2, "seconds": seconds, "archs": {"mlp": of_mlp}}}
+        scores = {**of_mlp, **drawn, "networks": 2, "seconds": seconds, "archs": {"mlp": of_mlp}}
+        return {"seed": seed, "scores": scores}
 
     # By hand: 50 and 60 are 55 with a deviation of sqrt(25 + 25); 20 and 30 are 25 with the same.
-    shown = _scores([seed(0.5, 0.2, 10.0), seed(0.6, 0.3, 30.0)])
+    shown = _scores([run(0, 0.5, 0.2, 10.0), run(1, 0.6, 0.3, 30.0)])
     assert shown == {"scored": "20 s", "random real": "25.0 ± 7.1", "mlp": "55.0 ± 7.1 (random 25.0)"}
-    assert _scores([seed(0.5, 0.2, 10.0)])["mlp"] == "50.0 ± 50.0 (random 20.0)"
+    assert _scores([run(0, 0.5, 0.2, 10.0)])["mlp"] == "50.0 ± 50.0 (random 20.0)"
+    # Two runs of a seed have the same draws.
+    again = _scores([run(0, 0.5, 0.2, 10.0), run(0, 0.6, 0.2, 30.0)])
+    assert again == {"scored": "20 s", "random real": "20.0 ± 50.0", "mlp": "55.0 ± 7.1 (random 20.0)"}
+    third = _scores([run(0, 0.5, 0.2, 10.0), run(0, 0.6, 0.2, 30.0), run(1, 0.7, 0.4, 20.0)])
+    assert (third["random real"], third["mlp"]) == ("30.0 ± 14.1", "60.0 ± 10.0 (random 30.0)")
 
 
 def test_one_network_has_no_spread(tmp_path: Path) -> None:
