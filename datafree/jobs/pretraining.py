@@ -230,7 +230,9 @@ def _filled(config: PretrainConfig) -> tuple[PretrainConfig, list[str]]:
     usual = {field.name: field.default for field in fields_of(PretrainConfig)}
     given = {name: value for name, default in usual.items() if (value := getattr(config, name)) != default}
     check_idle(given, usual | DEFAULTS, TRAIN)
-    defaults = {**DEFAULTS, "lr": RATES[config.optimizer or DEFAULTS["optimizer"]]}
+    defaults, optimizer = dict(DEFAULTS), config.optimizer or DEFAULTS["optimizer"]
+    if optimizer != DEFAULTS["optimizer"]:
+        defaults["lr"] = RATES[optimizer]
     config = replace(config, {name: value for name, value in defaults.items() if getattr(config, name) is None})
     if config.steps is None and config.epochs is None and config.budget is None:
         config = replace(config, LENGTH)

@@ -21,14 +21,14 @@ from datafree.tables.specs import Cell
 
 JOBS: dict[str, Any] = {"train": TrainConfig, "condense": CondenseConfig, "pretrain": PretrainConfig}
 SPECS: dict[str, Any] = {"train": synthesis.method_spec, "condense": condensation.method_spec}
-# What is said of options elsewhere: by a method's class, and by the file that settles what is left open.
+# What is said of options elsewhere: by a method's class, and by the files that settle what is left open.
 CLASS_DEFAULTS = ("LOOP", "FEW_IMAGES", "STUDENT", "WITHOUT_STATISTICS")
 JOBS_FOLDER = Path(__file__).parent.parent / "jobs"
 PROTOCOLS_FILE = JOBS_FOLDER.parent / "evaluation" / "protocols.py"
-JOB_DEFAULTS = {
-    "train": ("filling.py", ("WITHOUT_NORM", "RATE_BATCH", "RATES")),
-    "condense": ("condense_defaults.py", ("DEFAULTS", "FEW")),
-    "pretrain": ("pretraining.py", ("DEFAULTS",)),
+JOB_DEFAULTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {"filling.py": ("WITHOUT_NORM", "RATE_BATCH", "RATES")},
+    "condense": {"condense_defaults.py": ("DEFAULTS", "FEW")},
+    "pretrain": {"pretraining.py": ("DEFAULTS",), "filling.py": ("RATES",)},
 }
 # They change how a run is written down or shown, and nothing that it finds.
 WITHOUT_EFFECT = ("download", "checkpoint_every", "evaluations", "method")
@@ -44,8 +44,9 @@ def defaults_of(job: str, options: Mapping[str, Any]) -> dict[str, Any]:
         options: what is given; for a job with methods, among them "method".
     """
     configs = [JOBS[job]]
-    file, names = JOB_DEFAULTS[job]
-    constants = _constants(JOBS_FOLDER / file, None, names)
+    constants = dict[str, str]()
+    for file, names in JOB_DEFAULTS[job].items():
+        constants |= _constants(JOBS_FOLDER / file, None, names)
     if job in SPECS:
         spec = SPECS[job](str(options["method"]))
         configs.append(light_config(spec))
@@ -61,7 +62,10 @@ def cell_defaults(cell: Cell) -> dict[str, Any]:
     if "preset" in cell.options:
         held["PRESET"] = presets_of(cell.job, str(cell.options["method"])).get(str(cell.options["preset"]))
     if cell.evaluation is not None:
-        held["PROTOCOL"] = protocols().get(str(cell.evaluation["protocol"]))
+        name = str(cell.evaluation["protocol"])
+        held["PROTOCOL"] = protocols()[name]
+        left = {field: value for field, value in protocol_defaults(name).items() if cell.evaluation.get(field) is None}
+        held |= {f"protocol's {field}": value for field, value in left.items()}
     recipe = (cell.teacher or {}).get("pretrain")
     taught = {} if recipe is None else defaults_of("pretrain", recipe)
     return held | {f"teacher's {name}": value for name, value in taught.items()}
@@ -77,13 +81,21 @@ def presets_of(job: str, method: str) -> dict[str, str]:
 def protocols() -> dict[str, str]:
     """The ways to judge a condensed set: what they set, as text by their names."""
     calls = _entries(PROTOCOLS_FILE, None, "PROTOCOLS")
-    return {name: ", ".join(sorted(_keywords(call))) for name, call in calls.items()}
+    return {name: ", ".join(sorted(_keywords(call).values())) for name, call in calls.items()}
 
 
-def _keywords(call: ast.expr) -> list[str]:
+def _keywords(call: ast.expr) -> dict[str | None, str]:
     """Of a call, as text; its `note` is nothing that is set."""
     assert isinstance(call, ast.Call)
-    return [ast.unparse(each) for each in call.keywords if each.arg != "note"]
+    return {each.arg: ast.unparse(each) for each in call.keywords if each.arg != "note"}
+
+
+@functools.cache
+def protocol_defaults(name: str) -> dict[str, str]:
+    """What a way to judge a condensed set leaves as all of them have it, as text by name."""
+    given = {"note", *_keywords(_entries(PROTOCOLS_FILE, None, "PROTOCOLS")[name])}
+    fields = _assigned(PROTOCOLS_FILE, "Protocol")
+    return {field: ast.unparse(value) for field, value in fields.items() if field not in given}
 
 
 # Reading sources ---------------------------------------------------------------------------------------------------

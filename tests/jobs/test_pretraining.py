@@ -134,9 +134,11 @@ def test_data_without_training_images(tmp_path: Path) -> None:
         dry_run_condense(data=data)
 
 
-def test_adam_takes_a_rate_of_its_own() -> None:
+def test_adam_takes_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pretraining.dry_run_pretrain(**SHORT, optimizer="adam")["config"]["lr"] == 1e-3
     assert pretraining.dry_run_pretrain(**SHORT)["config"]["lr"] == 0.1
+    monkeypatch.setitem(pretraining.DEFAULTS, "lr", 0.3)  # what results keep is what is read
+    assert pretraining.dry_run_pretrain(**SHORT)["config"]["lr"] == 0.3
 
 
 def test_a_training_goes_on_with_its_own_images(tmp_path: Path) -> None:

@@ -364,8 +364,11 @@ options = { preset = "official" }
     assert "'activation': 0.01" in taught["PRESET"]
     assert taught["teacher's arch"] == "lenet5"
     assert {"teacher's steps", "teacher's data"}.isdisjoint(taught)  # the recipe gives them
+    assert "'adam': 0.001" in taught["teacher's RATES"]
     assert "augmentation='color_crop_cutout_flip_scale_rotate', epochs=1000" in condensed["PROTOCOL"]
     assert "note=" not in condensed["PROTOCOL"]
+    assert (condensed["protocol's networks"], condensed["protocol's mode"]) == ("5", "'single'")
+    assert {"protocol's epochs", "protocol's note", "protocol's name"}.isdisjoint(condensed)
 
 
 @pytest.mark.parametrize("method", ["tesla", "dsa", "datm"])

@@ -70,7 +70,7 @@ def test_a_result_names_the_defaults_from_before_its_run(tiny, tmp_path, monkeyp
     pretrain = jobs.pretrain
 
     def edited(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setitem(defaults.JOB_DEFAULTS, "pretrain", ("pretraining.py", ("LENGTH",)))
+        monkeypatch.setitem(defaults.JOB_DEFAULTS, "pretrain", {"pretraining.py": ("LENGTH",)})
         return pretrain(*arguments, **options)
 
     monkeypatch.setattr(jobs, "pretrain", edited)
