@@ -31,6 +31,8 @@ READ_OFF: Mapping[str, tuple[str, ...]] = {
     "ipc": ("factor", "init"),
     "images": ("factor", "init"),
     "factor": ("init",),
+    "init": ("factor",),
+    "shapes": ("bank",),
 }
 
 RESUMED = ("train", "condense", "pretrain")  # commands that have --resume
@@ -173,19 +175,20 @@ def saved_and_given(
 ) -> tuple[dict[str, Any], dict[str, Any], frozenset[str]]:
     """A saved run with flags over it. Of `alternatives`, which exclude each other, a given one ousts a saved one.
 
-    With another method or preset the saved run's has no say: what a person had set stays, what that made of the rest
-    goes. So it is with what was read off the teacher or the data, where another one is given.
+    With another method, preset or source the saved run's has no say: what a person had set stays, what that made of the
+    rest goes. So it is with what was read off the teacher or the data, where another one is given.
 
     Returns:
         The configuration, the method's options, and the names of all that a person has set, then or now.
     """
     (common, own, chosen, _), (new, new_own) = saved, given
-    other = {name for name in ("method", "preset") if name in new and new[name] != common.get(name)}
+    other = {name for name in ("method", "preset", "source") if name in new and new[name] != common.get(name)}
     if other:
-        common, own = ({k: v for k, v in each.items() if k in chosen - {"preset"}} for each in (common, own))
+        common, own = ({k: v for k, v in each.items() if k in chosen} for each in (common, own))
     if "method" in other:
+        common.pop("preset", None)
         own = {}
-    for name in set(READ_OFF) & set(new):
+    for name in set(READ_OFF) & {*new, *new_own}:
         common, own = (
             {k: v for k, v in each.items() if k in chosen or k not in READ_OFF[name]} for each in (common, own)
         )

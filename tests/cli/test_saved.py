@@ -117,6 +117,9 @@ def test_a_rerun_knows_what_a_person_had_set_of_the_first(
     assert set(again["set_by_user"]) == {*first["set_by_user"], "seed"}
 
 
+LARGE = ("--teacher", "resnet32.pt", "--shape", "3x48x48")
+
+
 @pytest.mark.parametrize(
     ("job", "options", "fixed", "flags"),
     [
@@ -125,6 +128,10 @@ def test_a_rerun_knows_what_a_person_had_set_of_the_first(
         ("condense", {"data": "npz:own.npz", "steps": 2}, ("--data", "npz:own.npz", "--steps", 2), ("--ipc", 1)),
         ("condense", {"data": "npz:own.npz", "ipc": 1}, ("--data", "npz:own.npz", "--ipc", 1), ("--factor", 1)),
         ("condense", {"ipc": 1}, ("--ipc", 1), ("--data", "npz:own.npz")),
+        ("condense", {"data": "npz:own.npz", "ipc": 1}, ("--data", "npz:own.npz", "--ipc", 1), ("--init", "real")),
+        ("train", {"teacher": "resnet32.pt", "shape": "3x48x48"}, LARGE, ("--shapes", 0.5)),
+        ("train", {}, (), ("--source", "real")),
+        ("train", {"method": "dafl", "preset": "zju"}, ("--method", "dafl", "--preset", "zju"), ("--source", "real")),
     ],
 )
 def test_what_is_read_off_what_is_replaced_is_as_in_a_fresh_run(
