@@ -8,7 +8,7 @@ from typing import Any
 
 from datafree.config import CondenseConfig
 from datafree.fields import fields_of, flag
-from datafree.jobs.idle import CONDENSE, RECORDED, check_idle
+from datafree.idle import CONDENSE, RECORDED, check_idle
 
 # What neither a person nor the method says.
 DEFAULTS: dict[str, Any] = {

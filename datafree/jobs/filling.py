@@ -12,7 +12,7 @@ from datafree.config import CondenseConfig, TrainConfig
 from datafree.distillation.sources import RealImages
 from datafree.domain import Domain
 from datafree.fields import fields_of, flag, nearest, replace
-from datafree.jobs.idle import METHOD, TRAIN, check_idle, idle_beside
+from datafree.idle import METHOD, TRAIN, check_idle, idle_beside
 from datafree.parallel import world_size
 from datafree.synthesis import METHODS, STUDENT_KNOWS, load_method
 from datafree.teacher import Teacher

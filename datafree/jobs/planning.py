@@ -20,6 +20,7 @@ from datafree.distillation.sources import CondensedImages, Mixed, RealImages
 from datafree.domain import DOMAINS, Domain, parse_shape
 from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
 from datafree.fields import fields_of
+from datafree.idle import METHOD, idle_beside
 from datafree.jobs.beginnings import (
     absolute_source,
     check_black_box,
@@ -39,7 +40,6 @@ from datafree.jobs.filling import (
     preset_values,
     under_preset,
 )
-from datafree.jobs.idle import METHOD, idle_beside
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.paths import absolute, absolute_data
 from datafree.jobs.same_data import left_out

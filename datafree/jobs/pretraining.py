@@ -22,9 +22,9 @@ from datafree.domain import DOMAINS, Domain, make_domain
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.evaluation.cost import latencies, multiply_adds, parameters
 from datafree.fields import as_config, fields_of, replace
+from datafree.idle import TRAIN, check_idle
 from datafree.jobs.filling import RATES
 from datafree.jobs.fresh import concluded, fresh_run
-from datafree.jobs.idle import TRAIN, check_idle
 from datafree.jobs.loading import normalised
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
 from datafree.jobs.manifest import reading

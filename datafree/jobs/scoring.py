@@ -16,7 +16,7 @@ from datafree.evaluation.accuracy import evaluate as score
 from datafree.fields import flag
 from datafree.generators import GENERATORS
 from datafree.generators.noisy import Noisy
-from datafree.jobs.idle import METHOD, idle_beside
+from datafree.idle import METHOD, idle_beside
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.machine import find_device
 from datafree.jobs.manifest import from_manifest

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,14 @@ def cell_defaults(cell: Cell) -> dict[str, Any]:
     recipe = (cell.teacher or {}).get("pretrain")
     taught = {} if recipe is None else defaults_of("pretrain", recipe)
     return held | {f"teacher's {name}": value for name, value in taught.items()}
+
+
+@functools.cache
+def usual_pretraining() -> dict[str, Any]:
+    """What `pretrain` takes where nothing is said, by name."""
+    plain = {field.name: field.default for field in dataclasses.fields(PretrainConfig)}
+    filled = _entries(JOBS_FOLDER / "pretraining.py", None, "DEFAULTS")
+    return plain | {name: ast.literal_eval(value) for name, value in filled.items()}
 
 
 @functools.cache
@@ -138,10 +146,14 @@ def _constants(path: Path, owner: str | None, names: Iterable[str]) -> dict[str,
 
 def _entries(path: Path, owner: str | None, name: str) -> dict[str, ast.expr]:
     """Of the literal dict with this name, in full; none where there is no such."""
-    held = _assigned(path, owner).get(name, ast.Dict(keys=[], values=[]))
+    return dict(_pairs(_in_full(path, _assigned(path, owner).get(name, ast.Dict(keys=[], values=[])))))
+
+
+def _pairs(held: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """Of a literal dict, and of those that it takes in by **."""
     assert isinstance(held, ast.Dict)
-    pairs = zip(held.keys, held.values, strict=True)
-    return {str(ast.literal_eval(key)): _in_full(path, value) for key, value in pairs if key is not None}
+    for key, value in zip(held.keys, held.values, strict=True):
+        yield from _pairs(value) if key is None else [(str(ast.literal_eval(key)), value)]
 
 
 def _in_full(path: Path, value: ast.expr) -> ast.expr:

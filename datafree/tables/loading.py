@@ -27,8 +27,9 @@ from datafree import condensation, synthesis
 from datafree.config import PretrainConfig, light_config
 from datafree.data.sources import split_name
 from datafree.fields import fields_of, replace
+from datafree.idle import TRAIN, check_idle
 from datafree.models import model_names
-from datafree.tables.defaults import JOBS, SPECS, presets_of, protocols
+from datafree.tables.defaults import JOBS, SPECS, presets_of, protocols, usual_pretraining
 from datafree.tables.keys import key_lines
 from datafree.tables.kinds import DEVICE, KEYS, SECTION, TYPES, Kind
 from datafree.tables.results import line_of
@@ -159,6 +160,7 @@ class Reader:
             if name not in {field.name for field in fields_of(PretrainConfig)} - {"download"}:
                 raise self.fail(f"unknown option {name!r} of pretrain", *where, "pretrain", name)
         self._check_values("pretrain", None, recipe, lambda name: (*where, "pretrain", name))
+        self._drop_idle(dict(recipe), lambda name: (*where, "pretrain", name))
 
     def _check_evaluation(self, held: dict[str, Any], *where: str) -> None:
         self.check_keys(held, "evaluation", *where)
@@ -363,7 +365,20 @@ class Reader:
         if "download" in options:
             raise self.fail("download is no option of a table: give reproduce --download", *place("download"))
         self._check_values(job, own, options, place)
+        if job == "pretrain":
+            self._drop_idle(options, place)
         return options
+
+    def _drop_idle(self, options: dict[str, Any], place: Callable[[str], tuple[str, ...]]) -> None:
+        """Of a network with data: what its group says for the methods goes; its own that nothing reads is wrong."""
+        for name in [name for name in options if name in TRAIN]:
+            given = {n: tuple(value) if isinstance(value, list) else value for n, value in options.items()}
+            try:
+                check_idle(given, usual_pretraining(), {name: TRAIN[name]})
+            except ValueError as error:
+                if place(name)[0] not in ("options", "groups"):
+                    raise self.fail(str(error), *place(name)) from error
+                del options[name]
 
     def _check_values(
         self, job: str, own: Any, options: Mapping[str, Any], place: Callable[[str], tuple[str, ...]]

@@ -115,7 +115,7 @@ def test_a_training_that_a_person_stops_is_saved(tmp_path: Path) -> None:
         ({"optimizer": "adam", "momentum": 0.5}, "nothing reads --momentum with --optimizer adam"),
         ({"milestones": (0.2,)}, "nothing reads --milestones with --schedule cosine"),
         (
-            {"augment": False, "flip": False},
+            {"augment": False, "flip": True},
             "nothing reads --flip with --no-augment: leave it out, or give --augment",
         ),
     ],
@@ -123,6 +123,10 @@ def test_a_training_that_a_person_stops_is_saved(tmp_path: Path) -> None:
 def test_what_nothing_reads_is_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         pretraining.dry_run_pretrain(**SHORT, **options)
+
+
+def test_without_augmentation_nothing_is_mirrored_whoever_says_so() -> None:
+    assert pretraining.dry_run_pretrain(**SHORT, augment=False, flip=False)["config"]["flip"] is False
 
 
 def test_data_without_training_images(tmp_path: Path) -> None:

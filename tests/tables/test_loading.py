@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from datafree.config import light_config
+from datafree.config import PretrainConfig, light_config
 from datafree.evaluation.protocols import PROTOCOLS
 from datafree.fields import fields_of
+from datafree.jobs.pretraining import DEFAULTS
 from datafree.synthesis import load_method
 from datafree.tables import find_tables, load_table
-from datafree.tables.defaults import JOBS, presets_of, protocols
+from datafree.tables.defaults import JOBS, presets_of, protocols, usual_pretraining
 from datafree.tables.kinds import TYPES
 from datafree.tables.loading import METHODS
 from datafree.tables.specs import with_budget
@@ -286,6 +287,7 @@ def test_the_hash_follows_what_decides_the_result_and_nothing_else(tmp_path):
         ('file = "t.pt"', "pretrain = { epochs = -1 }", 8, "--epochs is -1"),
         ('file = "t.pt"', "pretrain = { arch = 'resnot8' }", 8, "unknown network 'resnot8'"),
         ('file = "t.pt"', "pretrain = { data = 'mnits' }", 8, "unknown data 'mnits'"),
+        ('file = "t.pt"', "pretrain = { milestones = [0.6] }", 8, "nothing reads --milestones with --schedule cosine"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_line(tmp_path, old, new, line, words):
@@ -314,6 +316,32 @@ def test_whose_method_a_row_has(tmp_path, row, method):
     assert cell.options.get("method") == method
 
 
+def test_a_network_with_data_takes_of_its_group_what_it_reads(tmp_path):
+    text = """\
+title = "A"
+[groups.a]
+options = { data = "digits", steps = 1, milestones = [0.6], momentum = 0.5, augment = false, flip = true }
+[rows.plain]
+job = "pretrain"
+[rows.stepwise]
+job = "pretrain"
+options = { schedule = "multistep", augment = true }
+[rows.adam]
+job = "pretrain"
+options = { optimizer = "adam", flip = false }
+"""
+    plain, stepwise, adam = load_table(written(tmp_path, text)).cells
+    shared = {"data": "digits", "steps": 1}
+    assert plain.options == {**shared, "momentum": 0.5, "augment": False}
+    own = {"schedule": "multistep", "augment": True}
+    assert stepwise.options == {**shared, "milestones": [0.6], "momentum": 0.5, "flip": True, **own}
+    assert adam.options == {**shared, "augment": False, "optimizer": "adam", "flip": False}
+    path = written(tmp_path, text.replace("flip = false", "momentum = 0.6"))
+    with pytest.raises(ValueError, match="nothing reads --momentum with --optimizer adam") as caught:
+        load_table(path)
+    assert str(caught.value).startswith(f"{path}:11: ")
+
+
 def test_what_a_longer_text_quotes_is_no_line_of_the_table(tmp_path):
     notes = "notes = QQQ\n[options]\nthread = 1\nQQQ\nmetric = QQQof one lineQQQ\n".replace("QQQ", "'" * 3)
     path = written(tmp_path, SMALL.replace("[options]", f"{notes}[options]").replace("threads = 1", "thread = 1"))
@@ -326,6 +354,11 @@ def test_presets_and_protocols_are_read_without_torch():
     for method in METHODS["train"]:
         assert tuple(presets_of("train", method)) == tuple(getattr(load_method(method), "PRESETS", {}))
     assert tuple(protocols()) == tuple(PROTOCOLS)
+
+
+def test_what_a_network_with_data_is_trained_by_is_read_without_torch():
+    usual = {field.name: field.default for field in fields_of(PretrainConfig)}
+    assert usual_pretraining() == usual | DEFAULTS
 
 
 def test_what_torch_alone_knows_is_not_refused(tmp_path):

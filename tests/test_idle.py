@@ -13,9 +13,9 @@ from datafree.condensation import METHODS as CONDENSERS
 from datafree.condensation import load_method as load_condenser
 from datafree.config import CondenseConfig, TrainConfig
 from datafree.fields import fields_of
+from datafree.idle import CONDENSE, METHOD, TRAIN, check_idle
 from datafree.jobs.condense_defaults import check_read
 from datafree.jobs.filling import method_options
-from datafree.jobs.idle import CONDENSE, METHOD, TRAIN, check_idle
 from datafree.synthesis import METHODS, load_method
 
 

@@ -58,6 +58,8 @@ METHOD: Idle = {
     "memory_steps": ({"replay": (0,)},),
     "mix": ({"copies": (0,)},),
 }
+# What an option that is idle amounts to, where that is not its default: one that says so is none.
+AMOUNTS_TO = {"flip": False}
 
 
 def idle_beside(name: str, holds: Mapping[str, Any], table: Idle) -> tuple[str, ...]:
@@ -97,7 +99,8 @@ def check_idle(
     holds = {**defaults, **{name: value for name, value in preset.items() if name in defaults}, **given}
     for name, value in given.items():
         others = idle_beside(name, holds, table)
-        if others and value not in (defaults[name], preset.get(name, defaults[name])):
+        usual = AMOUNTS_TO.get(name, defaults[name])
+        if others and value not in (usual, preset.get(name, usual)):
             beside = " and ".join(_said(other, holds[other]) for other in others)
             instead = _said(others[0], True) if holds[others[0]] is False else f"{flag(others[0])} another"
             raise ValueError(f"nothing reads {flag(name)} with {beside}: leave it out, or give {instead}")
