@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 # How long a process waits for another. All wait while the first trains a network for them, which may take hours.
 # torch's own limits are 30 minutes (gloo) and 10 (nccl). Where one fails, torchrun ends the others at once.
@@ -160,8 +161,9 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def synchronise(network: nn.Module) -> nn.Module:
     """Makes batch norm in training mode use the global batch's statistics; parameters, buffers and names stay.
 
-    torch's own SyncBatchNorm works on GPUs only. Nothing changes for one process. In evaluation mode nothing is
-    reduced, for the first process tests alone: a batch norm without running statistics then takes each process's own.
+    torch's own SyncBatchNorm works on GPUs only. What else a layer does, such as an activation of its own, it goes on
+    doing. Nothing changes for one process. In evaluation mode nothing is reduced, for the first process tests alone: a
+    batch norm without running statistics then takes each process's own.
     """
     if world_size() == 1:
         return network
@@ -177,22 +179,54 @@ def _synchronised_forward(norm: nn.modules.batchnorm._BatchNorm) -> Any:
     def forward(x: Tensor) -> Tensor:
         if not norm.training:
             return plain(x)
-        mean, var = channel_statistics(x)
-        count = x.numel() // x.shape[1] * world_size()
-        if norm.running_mean is not None and norm.running_var is not None:
-            with torch.no_grad():
-                if norm.num_batches_tracked is not None:
-                    norm.num_batches_tracked += 1
-                momentum = norm.momentum
-                if momentum is None:
-                    momentum = 1 / float(norm.num_batches_tracked or 1)
-                norm.running_mean.lerp_(mean, momentum)
-                norm.running_var.lerp_(var * count / max(count - 1, 1), momentum)
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        y = (x - mean.view(shape)) * torch.rsqrt(var.view(shape) + norm.eps)
-        return y * norm.weight.view(shape) + norm.bias.view(shape) if norm.affine else y
+        with _GlobalBatchNorm() as inside:
+            y = plain(x)
+        if not inside.met:
+            raise ValueError(
+                f"{type(norm).__name__} normalises by itself, which several processes cannot share: take one process"
+            )
+        return y
 
     return forward
+
+
+class _GlobalBatchNorm(TorchFunctionMode):
+    """Inside, torch's batch norm in training mode uses the global batch's statistics. `met`: whether it was called."""
+
+    met = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        self.met = True
+        return _global_batch_norm(*args, **(kwargs or {}))
+
+
+def _global_batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm` over the global batch."""
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    mean, var = channel_statistics(x)
+    count = x.numel() // x.shape[1] * world_size()
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * count / max(count - 1, 1), momentum)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    y = (x - mean.view(shape)) * torch.rsqrt(var.view(shape) + eps)
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
 
 
 class _ChannelStatistics(torch.autograd.Function):

@@ -213,11 +213,31 @@ def test_averaged_halves_would_be_wrong(group: Group) -> None:
     torch.testing.assert_close(group.run(lambda _: losses.class_balance(parallel.shard(logits)))[0], wanted)
 
 
+class Activated(nn.BatchNorm2d):
+    """Its activation is inside of it, as in timm's networks."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).tanh()
+
+
+class Own(nn.BatchNorm2d):
+    """It never calls torch's batch norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input - input.mean((0, 2, 3), keepdim=True)
+
+
+def test_a_batch_norm_with_arithmetic_of_its_own_is_refused(group: Group) -> None:
+    with pytest.raises(ValueError, match=r"Own normalises by itself.*: take one process"):
+        parallel.synchronise(Own(4))(torch.randn(4, 4, 2, 2))
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, Activated])
 @pytest.mark.parametrize(("momentum", "tracked"), [(0.1, True), (None, True), (0.1, False)])
 def test_synchronised_batch_norm_is_one_over_the_global_batch(
-    group: Group, momentum: float | None, tracked: bool
+    group: Group, momentum: float | None, tracked: bool, kind: type[nn.BatchNorm2d]
 ) -> None:
-    layers = [nn.BatchNorm2d(4, momentum=momentum, track_running_stats=tracked).double() for _ in range(group.size + 1)]
+    layers = [kind(4, momentum=momentum, track_running_stats=tracked).double() for _ in range(group.size + 1)]
     x = torch.randn(2, 12, 4, 3, 3, dtype=torch.float64)
 
     def work(rank: int) -> Tensor:
