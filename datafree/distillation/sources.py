@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datafree.config import StudentSteps
 from datafree.data.augmentation import apply, draw, parse_augmentation
-from datafree.data.condensed import CondensedSet
+from datafree.data.condensed import FILE, CondensedSet
 from datafree.data.tensors import to_float
 from datafree.parallel import shard, world_size
 from datafree.synthesis.setting import Batch, Setting
@@ -151,7 +151,7 @@ class Mixed:
 def parse_source(source: str) -> tuple[str, str | None]:
     """ "condensed:PATH" or "condensed:PATH+METHOD" as path and method; "real", the data's own images, is not for here.
 
-    A file or folder of the whole name goes first: names may have a plus in them.
+    A set of the whole name goes first: names may have a plus in them.
 
     Raises:
         ValueError: anything else.
@@ -159,7 +159,8 @@ def parse_source(source: str) -> tuple[str, str | None]:
     kind, _, rest = source.partition(":")
     if kind != "condensed" or not rest:
         raise ValueError(f"--source {source}: give condensed:PATH, condensed:PATH+METHOD to mix, or real")
-    if os.path.exists(os.path.expanduser(rest)):
+    whole = os.path.expanduser(rest)
+    if os.path.isfile(whole) or os.path.isfile(os.path.join(whole, FILE)):
         return rest, None
     path, plus, method = rest.rpartition("+")
     return (path, method) if plus and method.isidentifier() else (rest, None)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datafree.data.augmentation import apply, draw, parse_augmentation
-from datafree.data.condensed import CondensedSet
+from datafree.data.condensed import FILE, CondensedSet
 from datafree.distillation.sources import AUGMENTATION, CondensedImages, Mixed, RealImages, parse_source
 from datafree.domain import Domain
 from datafree.jobs.session import Session
@@ -183,11 +183,14 @@ def test_a_source_is_a_path_and_perhaps_a_method(text: str, wanted: tuple[str, s
     assert parse_source(text) == wanted
 
 
-def test_a_folder_with_a_plus_in_its_name_is_one(tmp_path: Path) -> None:
-    folder = tmp_path / "set+v2"
-    folder.mkdir()
-    assert parse_source(f"condensed:{folder}") == (str(folder), None)
-    assert parse_source(f"condensed:{folder}+dafl") == (str(folder), "dafl")
+@pytest.mark.parametrize("file", ["", FILE])
+def test_a_set_with_a_plus_in_its_name_is_one(tmp_path: Path, file: str) -> None:
+    place = tmp_path / "set+v2"
+    (place / file).parent.mkdir(exist_ok=True)
+    (place / file).touch()
+    (tmp_path / "set+v2+dafl").mkdir()  # a run's own folder
+    assert parse_source(f"condensed:{place}") == (str(place), None)
+    assert parse_source(f"condensed:{place}+dafl") == (str(place), "dafl")
 
 
 @pytest.mark.parametrize("text", ["condensed:", "nonsense", "set+dafl"])
