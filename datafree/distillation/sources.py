@@ -50,7 +50,6 @@ class CondensedImages:
         "augment": False,
     }
     NEEDS_GRADIENTS = False
-    FOLLOWS_PRIOR = False
 
     def __init__(self, setting: Setting, condensed: CondensedSet, *, cropped: bool = False) -> None:
         self.setting, self.config = setting, CondensedConfig()

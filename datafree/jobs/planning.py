@@ -227,7 +227,8 @@ def _check_needs(plan: Plan) -> None:
 
     A method says that it never differentiates the teacher by `NEEDS_GRADIENTS = False`, which of its weights needs
     penultimate features by `NEEDS_FEATURES`, and without which its images do not come in the classes' shares by
-    `FOLLOWS_PRIOR` (False: they never do). One that does not say the last is taken to follow them.
+    `FOLLOWS_PRIOR` (False: they never do). One that does not say the last is taken to follow them; a condensed set's
+    images never do.
     """
     method, config, domain = plan.method, plan.config, plan.domain
     if getattr(method, "NEEDS_GRADIENTS", True):
@@ -248,12 +249,11 @@ def _check_needs(plan: Plan) -> None:
                 f"--{needed} needs the features before the teacher's last layer, which cannot be seen: "
                 f"give --{needed} 0"
             )
-    follows = getattr(method, "FOLLOWS_PRIOR", True)
+    follows = getattr(method, "FOLLOWS_PRIOR", True) if plan.condensed is None else False
     followed = getattr(plan.method_config, follows) if isinstance(follows, str) else follows
     if plan.prior is not None and not followed:
-        name = INSTEAD.get(method, config.method)
         without = f" without --{follows}" if follows in dataclasses.asdict(plan.method_config) else ""
-        raise ValueError(f"--prior: {name}{without} makes images of no class in particular; leave it out")
+        raise ValueError(f"--prior: {plan.made_by}{without} makes images of no class in particular; leave it out")
     if config.attention:
         check_maps(plan.network, plan.teacher.teacher.network, torch.full((1, *domain.shape), 0.5, device=plan.device))
     batch = getattr(plan.method_config, "synthesis_batch", None)

@@ -196,6 +196,13 @@ def test_a_prior_that_a_method_cannot_keep_is_refused(tmp_path: Path, method: st
         plan(tmp_path, "group", method, prior=prior, **options)
 
 
+@pytest.mark.parametrize(("mixed", "said"), [("", "condensed"), ("+dfq", r"condensed\+dfq")])
+def test_a_prior_that_a_condensed_set_cannot_keep_is_refused(tmp_path: Path, mixed: str, said: str) -> None:
+    jobs.condense(data="digits", method="random", ipc=1, out=tmp_path / "set")
+    with pytest.raises(ValueError, match=f"^--prior: {said} makes images of no class in particular; leave it out"):
+        plan(tmp_path, "group", "blend", source=f"condensed:{tmp_path / 'set'}{mixed}", prior=(1.0, *[0.0] * 9))
+
+
 def test_a_method_that_says_nothing_of_the_prior_may_be_given_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
