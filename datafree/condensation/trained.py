@@ -263,7 +263,9 @@ def _save(network: Normalised, path: Path | None, setting: Setting, arch: str | 
         return
     domain, name = setting.domain, arch or setting.arch
     known: dict[str, Any] = {"shape": domain.shape, "classes": domain.classes}
-    if arch is not None or setting.whitening is None:  # else it sees whitened images, and no normalised ones
+    if arch is None and setting.whitening is not None:  # it sees whitened images, and how is not kept here
+        known["whitened"] = True
+    else:
         known |= {"mean": domain.mean, "std": domain.std}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

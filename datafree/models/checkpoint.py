@@ -34,8 +34,8 @@ PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
 class Checkpoint:
     """A state dict and what its file says about it.
 
-    ``metadata`` is our own (keys arch, shape, classes, mean, std, data), empty for foreign files. ``hint`` is a foreign
-    file's word on its architecture (the key ``arch`` beside the state dict), "" where there is none.
+    ``metadata`` is our own (keys arch, shape, classes, mean, std, data, whitened), empty for foreign files. ``hint`` is
+    a foreign file's word on its architecture (the key ``arch`` beside the state dict), "" where there is none.
     """
 
     path: Path

@@ -106,6 +106,10 @@ def load_model(
             raise FileNotFoundError(f"no file {source}: for pretrained weights say torchvision:{source}") from error
         raise
     checkpoint = read_checkpoint(path)
+    if checkpoint.metadata.get("whitened"):
+        raise ValueError(
+            f"{source} knows images as condense --zca whitened them, and cannot see any other: give another network"
+        )
     if isinstance(arch, nn.Module) or (arch is not None and is_file_arch(arch)):
         return from_user_network(source, checkpoint, arch=arch, shape=shape, classes=classes)
     return from_known_name(source, checkpoint, arch=arch, shape=shape, classes=classes)

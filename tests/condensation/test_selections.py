@@ -28,7 +28,7 @@ from datafree.data.mixing import random_resized_crop
 from datafree.data.tensors import augment, to_float
 from datafree.data.whitening import Whitening
 from datafree.domain import Domain
-from datafree.models import build_model
+from datafree.models import build_model, load_model
 from datafree.models.checkpoint import read_checkpoint
 from datafree.teacher import Normalised
 from datafree.training import Clock
@@ -329,6 +329,9 @@ def test_a_damaged_file_is_made_again(three: Setting, tmp_path: Path) -> None:
     assert path.read_bytes() != b"something else"
 
 
+    if says is None:
+        with pytest.raises(ValueError, match="images as condense --zca whitened them"):
+            load_model(file)
 def test_a_run_does_not_fail_for_its_cache(three: Setting, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     said: list[str] = []
