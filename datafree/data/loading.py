@@ -73,7 +73,7 @@ def load_data(
     name = data_name(name)
     kind, _ = split_name(name)
     path = find_data(name)
-    if download and kind in _DOWNLOADS and (path is None or path in [cache_folder() / place for place in _PLACES]):
+    if path is None and download and kind in _DOWNLOADS:
         _download(kind)
         path = find_data(name)
     if path is None:
@@ -96,7 +96,7 @@ def load_data(
         if files:
             arrays = read_images(files[split], domain.shape) if split in files else None
         else:
-            arrays = _read(kind, path, split)
+            arrays = _read_or_fetch(kind, path, split) if download else _read(kind, path, split)
         if arrays is None:
             continue
         check_split(*arrays, domain, str(path), split)
@@ -106,6 +106,21 @@ def load_data(
             f"{name} has no {' or '.join(splits)} split in {path}: add it, or name another data set"
         )
     return Data(domain=domain, **tensors)
+
+
+def _read_or_fetch(kind: str, path: Path, split: str) -> formats.Split | None:
+    """What lies where downloads are unpacked may be part of a set: one that was interrupted goes on, if need be."""
+    ours = kind in _DOWNLOADS and path in [cache_folder() / place for place in _PLACES]
+    try:
+        arrays = _read(kind, path, split)
+    except ValueError:
+        if not ours:
+            raise
+        arrays = None
+    if arrays is None and ours:
+        _download(kind)
+        arrays = _read(kind, path, split)
+    return arrays
 
 
 def _read(kind: str, path: Path, split: str) -> formats.Split | None:
@@ -141,7 +156,7 @@ _DOWNLOADS: dict[str, tuple[str, tuple[dict[str, object], ...]]] = {
 }
 
 
-# Where it unpacks them to. What lies there may be part of a set: a download that was interrupted goes on.
+# Where it unpacks them to.
 _PLACES = ("MNIST/raw", "FashionMNIST/raw", "cifar-10-batches-py", "cifar-100-python", "")
 
 

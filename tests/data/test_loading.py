@@ -383,11 +383,31 @@ def test_download_goes_to_the_cache_and_is_read(
     assert capsys.readouterr().out == ""
 
 
-def test_an_interrupted_download_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("split", "prefix"), [("train", "train"), ("test", "t10k")])
+def test_what_is_not_asked_for_is_not_downloaded(
+    split: str, prefix: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchvision.datasets, "MNIST", lambda **_: pytest.fail("downloaded"))
+    raw = Path.home() / ".cache" / "datafree" / "MNIST" / "raw"
+    arrays = write_mnist(raw, zipped=False)
+    for file in raw.iterdir():
+        if not file.name.startswith(prefix):
+            file.unlink()
+    x, _ = get_split(load_data("mnist", download=True, splits=split), split)
+    np.testing.assert_array_equal(x[:, 0].numpy(), arrays[f"{prefix}-images-idx3-ubyte"])
+
+
+@pytest.mark.parametrize("lacks", ["all but a torn file", "a split", "a file"])
+def test_an_interrupted_download_goes_on(lacks: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = Path.home() / ".cache" / "datafree" / "MNIST" / "raw"
     written: dict[str, Array] = {}
     raw.mkdir(parents=True)
-    (raw / "train-images-idx3-ubyte").touch()
+    if lacks == "all but a torn file":
+        (raw / "train-images-idx3-ubyte").touch()
+    else:
+        write_mnist(raw, zipped=False)
+        for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")[lacks == "a file" :]:
+            (raw / name).unlink()
 
     def fetch(root: str, download: bool, train: bool) -> None:
         written.update(write_mnist(Path(root) / "MNIST" / "raw", zipped=False))
