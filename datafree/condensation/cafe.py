@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import losses, parallel
-from datafree.condensation.networks import augmented_pairs, embed_layers, mixes
+from datafree.condensation.networks import augmented_pairs, count_layers, embed_layers, mixes
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import RealBatch
@@ -64,6 +64,7 @@ class CAFE:
     NET_RATE, BATCH = 0.01, 256
 
     def __init__(self, setting: Setting, config: CAFEConfig) -> None:
+        count_layers(setting)  # where there are none, it says so
         self.setting, self.config = setting, config
         self.network: nn.Module | None = None
         self.accuracies: list[float] = []

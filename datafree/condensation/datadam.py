@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from datafree import losses
-from datafree.condensation.networks import Networks, augmented_pairs, embed_layers, shared_classes
+from datafree.condensation.networks import Networks, augmented_pairs, count_layers, embed_layers, shared_classes
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import RealBatch
@@ -52,6 +52,10 @@ class DataDAM:
     READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "nets", "net_pool", "net_steps", "zca")
 
     def __init__(self, setting: Setting, config: DataDAMConfig) -> None:
+        if count_layers(setting) == 1:
+            raise ValueError(
+                f"datadam leaves the last activation out, and {setting.arch} has one alone: take a deeper --arch"
+            )
         self.setting, self.config, self.networks = setting, config, Networks(setting)
 
     def advance(self, synthetic: Synthetic) -> None:
@@ -67,10 +71,6 @@ class DataDAM:
 
         with torch.no_grad():
             seen = embed_layers(setting, network, real, keep)
-            if len(seen[0]) == 1:
-                raise ValueError(
-                    f"datadam leaves the last activation out, and {setting.arch} has one alone: take a deeper --arch"
-                )
             theirs = [x.view(len(own), config.real_batch, -1).mean(1) for x in (*seen[0][:-1], seen[1])]
         maps, features = embed_layers(setting, network, made, keep)
         ours = [losses.class_means(x, labels, setting.domain.classes)[own] for x in (*maps[:-1], features)]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datafree import losses
-from datafree.condensation.networks import Networks, augmented_pairs, embed, look, shared_classes
+from datafree.condensation.networks import Networks, augmented_pairs, check_embeddings, embed, look, shared_classes
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import RealBatch
@@ -50,6 +50,7 @@ class DM:
     READS: tuple[str, ...] = ("augmentation", "augmentation_mode", "nets", "net_pool", "net_steps", "zca")
 
     def __init__(self, setting: Setting, config: DMConfig) -> None:
+        check_embeddings(setting)
         self.setting, self.config, self.networks = setting, config, Networks(setting)
 
     def advance(self, synthetic: Synthetic) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree import losses, parallel
-from datafree.condensation.networks import embed
+from datafree.condensation.networks import check_embeddings, embed
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.evaluation.networks import add_gradients, forward_of
@@ -62,6 +62,7 @@ class FRePo:
     SOFT = False  # its labels are no logits before the end, so that no network's can stand in
 
     def __init__(self, setting: Setting, config: FRePoConfig) -> None:
+        check_embeddings(setting)
         self.setting, self.config = setting, config
         domain = setting.domain
         self.mirror = config.mirror if config.mirror is not None else domain.flip and domain.shape[0] == 3

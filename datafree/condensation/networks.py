@@ -61,6 +61,14 @@ def check_embeddings(setting: Setting) -> None:
         linear_layers(setting.new_network())
 
 
+def count_layers(setting: Setting) -> int:
+    """How many maps `look_at_layers` sees in the run's networks; its errors before one is trained. Draws nothing."""
+    with parallel.forked(setting.device), torch.no_grad():
+        network = setting.new_network().eval()
+        image = next(network.parameters()).new_zeros(1, *setting.domain.shape)
+        return len(look_at_layers(network, image, lambda maps: maps)[0])
+
+
 def look_at_layers(
     network: nn.Module, images: Tensor, keep: Callable[[Tensor], Tensor]
 ) -> tuple[list[Tensor], Tensor, Tensor]:

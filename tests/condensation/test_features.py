@@ -242,7 +242,7 @@ def test_a_network_with_one_activation_is_too_shallow_for_datadam() -> None:
 
     setting = make_setting(new_network=one)
     with pytest.raises(ValueError, match=r"^datadam leaves the last activation out, .* take a deeper --arch$"):
-        DataDAM(setting, DataDAMConfig(real_batch=2)).terms(make_synthetic())
+        DataDAM(setting, DataDAMConfig())
 
 
 def test_batch_norm_in_training_mixes() -> None:

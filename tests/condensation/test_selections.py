@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree.condensation import rded, subsets, trained
+from datafree.condensation.cafe import CAFE
+from datafree.condensation.datadam import DataDAM
+from datafree.condensation.dm import DM
+from datafree.condensation.frepo import FRePo
 from datafree.condensation.ncfm import NCFM
 from datafree.condensation.networks import look
 from datafree.condensation.setting import Real, Setting
@@ -132,7 +136,7 @@ def test_mean_is_the_mean_and_needs_no_network(three: Setting, monkeypatch: pyte
     assert float(images.max()) <= 1
 
 
-@pytest.mark.parametrize("method", [subsets.Herding, subsets.KCenter, subsets.KMeans, NCFM])
+@pytest.mark.parametrize("method", [subsets.Herding, subsets.KCenter, subsets.KMeans, NCFM, DM, DataDAM, CAFE, FRePo])
 def test_a_network_without_embedding_is_refused_before_it_is_trained(
     method: Any, three: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +145,14 @@ def test_a_network_without_embedding_is_refused_before_it_is_trained(
     three.new_network = lambda: Normalised(inner, DOMAIN.mean, DOMAIN.std)
     with pytest.raises(ValueError, match="no linear layer to read features before: take another --arch"):
         method(three, method.Config()).build(COUNTS)
+
+
+@pytest.mark.parametrize("method", [CAFE, DataDAM])
+def test_a_network_without_activations_is_refused_before_it_is_trained(method: Any, three: Setting) -> None:
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    three.new_network = lambda: Normalised(inner, DOMAIN.mean, DOMAIN.std)
+    with pytest.raises(ValueError, match="Sequential has no activations of maps to look at"):
+        method(three, method.Config())
 
 
 def test_random_is_what_the_run_starts_from(three: Setting) -> None:
@@ -317,6 +329,9 @@ def test_a_file_says_the_normalisation_that_its_network_saw(
     trained_network(three, arch)
     (file,) = tmp_path.iterdir()
     assert read_checkpoint(file).metadata.get("mean") == says
+    if says is None:
+        with pytest.raises(ValueError, match="images as condense --zca whitened them"):
+            load_model(file)
 
 
 def test_a_damaged_file_is_made_again(three: Setting, tmp_path: Path) -> None:
@@ -329,9 +344,6 @@ def test_a_damaged_file_is_made_again(three: Setting, tmp_path: Path) -> None:
     assert path.read_bytes() != b"something else"
 
 
-    if says is None:
-        with pytest.raises(ValueError, match="images as condense --zca whitened them"):
-            load_model(file)
 def test_a_run_does_not_fail_for_its_cache(three: Setting, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     said: list[str] = []
