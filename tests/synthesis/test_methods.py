@@ -91,6 +91,7 @@ def build(name: str, at: Setting, **values: Any) -> Any:
     return method(at, method.Config(**{k: v for k, v in {**NARROW, **values}.items() if k in known}))
 
 
+BALANCED = [name for name in METHODS if getattr(load_method(name), "FOLLOWS_PRIOR", True) == "balance"]
 # Each method with each of its feeds; without the option it has one.
 FED = [
     (name, feed)
@@ -152,7 +153,8 @@ def test_a_method_has_what_the_trainer_needs(name: str) -> None:
     assert "student_steps" in {f.name for f in fields_of(method.Config)}
     weight = getattr(method, "NEEDS_STATISTICS", None)
     assert weight is None or weight in {f.name for f in fields_of(method.Config)}
-    assert method.FOLLOWS_PRIOR is False or hasattr(method.Config(), method.FOLLOWS_PRIOR)
+    follows = getattr(method, "FOLLOWS_PRIOR", True)
+    assert isinstance(follows, bool) or hasattr(method.Config(), follows)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -301,7 +303,7 @@ def test_the_first_norm_has_a_weight_of_its_own(name: str) -> None:
     assert four - two == pytest.approx(2 * (two - one), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if load_method(name).FOLLOWS_PRIOR == "balance"])
+@pytest.mark.parametrize("name", BALANCED)
 def test_classes_are_asked_for_in_their_shares(name: str) -> None:
     terms = []
     for prior in (None, torch.tensor([0.8, 0.2, 0.0])):
