@@ -84,7 +84,7 @@ class MADConfig:
     @property
     def banks(self) -> int:
         """How many banks of `bank` images are held."""
-        return 2
+        return 2 if self.copy_share else 1
 
 
 class MAD:
@@ -105,7 +105,7 @@ class MAD:
     def __init__(self, setting: Setting, config: MADConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
         self.store = self.imaging.store
-        self.past = Store(setting, config.feed, config.bank)
+        self.past = Store(setting, config.feed if config.copy_share else "fresh", config.bank)
         self.copy = self._weights()
         self.remembered = Remembered(config.bn_momentum, config.first_bn)
 
@@ -124,7 +124,7 @@ class MAD:
             imaging.step(judged.terms)
             imaging.keep(images)
             self._follow()
-            if config.feed != "fresh" and config.copy_share:
+            if self.past.feed != "fresh":
                 self.past.keep(self._remade(imaging.batch_size))
             means.add(judged.terms)
         self.remembered.remember()

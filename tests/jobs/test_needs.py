@@ -234,7 +234,8 @@ def test_a_bank_that_nobody_draws_from_is_left_alone(plain_teacher: str, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "banks"), [("mad", {}, 2), ("blend", {"shapes": 0.5}, 2), ("blend", {"shapes": 0.0}, 1)]
+    ("method", "options", "banks"),
+    [("mad", {}, 2), ("mad", {"copy_share": 0.0}, 1), ("blend", {"shapes": 0.5}, 2), ("blend", {"shapes": 0.0}, 1)],
 )
 def test_all_banks_of_a_method_count(
     method: str, options: dict[str, float], banks: int, plain_teacher: str, monkeypatch: pytest.MonkeyPatch

@@ -99,6 +99,7 @@ def test_without_a_share_for_the_copy_it_is_dfq(toy: Toy, warming: bool) -> None
     for _ in range(2):
         assert mad.update() == pytest.approx(dfq.update(), rel=1e-6)
         torch.testing.assert_close(mad.sample(8).images, dfq.sample(8).images)
+    assert mad.past.bank is None
 
 
 def test_a_copy_outlives_its_generator_until_the_next_has_grown(toy: Toy) -> None:
