@@ -119,11 +119,12 @@ def fit_bank(method_config: Any, options: Mapping[str, Any], domain: Domain, cho
 
 def cut_short(method_config: Any, steps: int | None) -> list[str]:
     """A line for each inner loop that a run of few student steps makes shorter than what was set, see `Pace.inner`."""
-    wanted = {name: getattr(method_config, name, 0) for name in ("generator_steps", "pixel_steps", "memory_steps")}
+    holds = dataclasses.asdict(method_config)
+    wanted = {name: holds.get(name, 0) for name in ("generator_steps", "pixel_steps", "memory_steps")}
     return [
         f"{name.replace('_', ' ')}: {steps} of {count} a round, no more than the run has student steps"
         for name, count in wanted.items()
-        if steps is not None and count > steps
+        if steps is not None and count > steps and not idle_beside(name, holds, METHOD)
     ]
 
 

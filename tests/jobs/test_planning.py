@@ -318,10 +318,20 @@ def test_a_teacher_smaller_than_any_of_ours_needs_a_named_student(tmp_path: Path
         plan(tmp_path, "plain", "blend", student=None)
 
 
-@pytest.mark.parametrize(("steps", "said"), [(3, True), (10, False)])
-def test_an_inner_loop_that_a_short_run_cuts_is_told(tmp_path: Path, steps: int, said: bool) -> None:
-    made = plan(tmp_path, "group", "dfq", steps=steps, generator_steps=10)
-    line = "generator steps: 3 of 10 a round, no more than the run has student steps"
+@pytest.mark.parametrize(
+    ("method", "loop", "steps", "options", "said"),
+    [
+        ("dfq", "generator", 3, {"generator_steps": 4}, True),
+        ("dfq", "generator", 4, {"generator_steps": 4}, False),
+        ("pre", "memory", 3, {}, True),
+        ("pre", "memory", 3, {"replay": 0.0}, False),
+    ],
+)
+def test_an_inner_loop_that_a_short_run_cuts_is_told(
+    tmp_path: Path, method: str, loop: str, steps: int, options: dict[str, Any], said: bool
+) -> None:
+    made = plan(tmp_path, "group", method, steps=steps, **options)
+    line = f"{loop} steps: 3 of 4 a round, no more than the run has student steps"
     assert (line in made["choices"]) is said
 
 
