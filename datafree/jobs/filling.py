@@ -72,9 +72,6 @@ def fit_terms(
     Raises:
         ValueError: what a person asked for has nothing to work on in this teacher.
     """
-    patches = getattr(method_config, "patches", None)
-    if patches and not teacher.attentions:
-        raise ValueError(f"--patches {patches:g}: the teacher has no attention blocks; leave it out")
     needed = getattr(method, "NEEDS_STATISTICS", None)
     if not needed or teacher.has_statistics:
         return method_config
