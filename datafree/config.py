@@ -62,13 +62,12 @@ GeneratorSteps = Annotated[int, "generator steps a round"]
 StudentSteps = Annotated[int, "student steps a round"]
 Feed = Annotated[
     Literal["bank", "fresh", "last"],
-    "what the student learns from: a replay bank, fresh images at every step, or the generator's last batch",
+    "what the student learns from: a replay bank, fresh images at every step, or the generator's last batch, "
+    "which is then as large as the student's",
 ]
 BankSize = Annotated[int, "images the bank holds; the oldest go first"]
 Reset = Annotated[int, "re-initialise the generator every so many rounds; 0: never"]
-SynthesisBatch = Annotated[
-    int | None, "images a synthesis step; default: the batch size, 64 at most except with --feed last"
-]
+SynthesisBatch = Annotated[int | None, "images a synthesis step; default: the batch size, 64 at most"]
 Eviction = Annotated[
     Literal["fifo", "priority"], "which images leave a full bank: the oldest, or those on which both agree most"
 ]
