@@ -94,6 +94,24 @@ def _annotation(config: Any, name: str, hint: Any) -> tuple[Any, str]:
     return kind, text
 
 
+def method_config(method: type[Any], job: type[Any]) -> type[Any]:
+    """The configuration of a method, whose fields stand beside those of the `job`.
+
+    Raises:
+        ValueError: there is none, or a field of it cannot be an option; one line that names the class.
+    """
+    name, config = method.__name__, getattr(method, "Config", None)
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
+        raise ValueError(f"{name} has no Config: give it its dataclass, Config = {name}Config")
+    taken = {field.name for field in dataclasses.fields(job)}
+    for field in fields_of(config):
+        if field.name in taken:
+            raise ValueError(f"{config.__name__}.{field.name} is an option of every run: give it another name")
+        if field.default is dataclasses.MISSING:
+            raise ValueError(f"{config.__name__}.{field.name} has no default: give it one")
+    return config
+
+
 def as_config(config: Any, kind: type[Any], call: str) -> Any:
     """`config`, of its `kind`, or the kind's defaults where it is None; `call`: how keywords are given.
 

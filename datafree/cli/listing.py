@@ -22,7 +22,7 @@ def listing(what: str) -> None:
     if what == "methods":
         rows = [(name, _first_line(spec.partition(":")[0])) for name, spec in METHODS.items()]
     elif what == "condensers":
-        rows = list(condensation.ABOUT.items())
+        rows = [(name, condensation.ABOUT.get(name, "")) for name in condensation.METHODS]
     elif what == "models":
         rows = [(name, _family(name)) for name in model_names()]
         rows += [

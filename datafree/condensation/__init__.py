@@ -18,10 +18,12 @@ that looks through no network of `--arch` says `NEEDS_NETWORK = False`. Where so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from datafree.fields import nearest
+from datafree.config import CondenseConfig
+from datafree.fields import fields_of, method_config, nearest
 
 METHODS: dict[str, str] = {
     "random": "datafree.condensation.subsets:Random",
@@ -66,6 +68,9 @@ ABOUT: dict[str, str] = {
     "rded": "crops that a trained network is surest of, its soft labels (Sun et al. 2024)",
 }
 
+# What a method with `terms` has beside them.
+STEPWISE = ("advance", "state_dict", "load_state_dict")
+
 
 def method_spec(name: str) -> str:
     """Where the method of that name stands.
@@ -79,6 +84,34 @@ def method_spec(name: str) -> str:
 
 
 def load_method(name: str) -> type[Any]:
+    """The method's class.
+
+    Raises:
+        ValueError: unknown name, or a class that lacks what every method has.
+    """
     module, _, cls = method_spec(name).partition(":")
     method: type[Any] = getattr(import_module(module), cls)
+    check_method(method)
     return method
+
+
+def check_method(method: type[Any]) -> None:
+    """Raises ValueError, one line that names the class, where the job could not run a method as it is declared."""
+    name = method.__name__
+    method_config(method, CondenseConfig)
+    options = [field.name for field in fields_of(CondenseConfig)]
+    parts: tuple[tuple[str, type[Any], str], ...] = (
+        ("LOOP", Mapping, "a dict of the loop's options, {} where none is its own"),
+        ("READS", tuple, "a tuple of the loop's options that it reads itself, () where it reads none"),
+    )
+    for part, kind, what in parts:
+        held = getattr(method, part, None)
+        if not isinstance(held, kind):
+            raise ValueError(f"{name} has no {part}: give {what}")
+        for option in held:
+            if option not in options:
+                raise ValueError(f"{name}.{part}: unknown {option!r}{nearest(option, options)}")
+    if not (hasattr(method, "build") or hasattr(method, "terms")):
+        raise ValueError(f"{name} has neither build nor terms: give it what CONTRIBUTING.md says of one of them")
+    if hasattr(method, "terms") and (lacking := [part for part in STEPWISE if not hasattr(method, part)]):
+        raise ValueError(f"{name} has terms and no {', '.join(lacking)}: give it what CONTRIBUTING.md says of each")

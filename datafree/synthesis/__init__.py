@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from datafree.config import TrainConfig
-from datafree.fields import fields_of, nearest
+from datafree.fields import fields_of, method_config, nearest
 
 METHODS = {
     "noise": "datafree.synthesis.noise:Noise",
@@ -71,16 +70,7 @@ def load_method(name: str) -> Any:
 
 def check_method(method: type[Any]) -> None:
     """Raises ValueError, one line that names the class, where the job could not run a method as it is declared."""
-    name = method.__name__
-    config = getattr(method, "Config", None)
-    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
-        raise ValueError(f"{name} has no Config: give it its dataclass, Config = {name}Config")
-    job = {field.name for field in dataclasses.fields(TrainConfig)}
-    for field in fields_of(config):
-        if field.name in job:
-            raise ValueError(f"{config.__name__}.{field.name} is an option of every run: give it another name")
-        if field.default is dataclasses.MISSING:
-            raise ValueError(f"{config.__name__}.{field.name} has no default: give it one")
+    name, config = method.__name__, method_config(method, TrainConfig)
     if "student_steps" not in {field.name for field in fields_of(config)}:
         raise ValueError(f"{config.__name__} has no student_steps: add student_steps: StudentSteps = 1")
     student = getattr(method, "STUDENT", None)

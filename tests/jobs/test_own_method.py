@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import datafree
+from datafree import condensation
+from datafree.cli.listing import listing
 from datafree.config import StudentSteps
 from datafree.jobs.filling import METHODS_OWN
 from datafree.synthesis import METHODS, STUDENT_KNOWS, check_parts, check_values, load_method
@@ -51,6 +54,30 @@ class Own:
         self.made = state["made"]
 
 
+class Steps:
+    """A condensation method that pulls the images towards grey."""
+
+    Config = dataclasses.make_dataclass("StepsConfig", [], frozen=True, kw_only=True)
+    LOOP: Mapping[str, Any] = {"image_lr": 0.1}
+    READS: tuple[str, ...] = ()
+    NEEDS_NETWORK = False
+
+    def __init__(self, setting: Any, config: Any) -> None:
+        pass
+
+    def advance(self, synthetic: Any) -> None:
+        pass
+
+    def terms(self, synthetic: Any) -> dict[str, torch.Tensor]:
+        return {"grey": (synthetic.images - 0.5).square().mean()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
 Register = Callable[..., type[Any]]
 
 
@@ -58,13 +85,13 @@ Register = Callable[..., type[Any]]
 def register(monkeypatch: pytest.MonkeyPatch) -> Register:
     """Puts a class with the given attributes in the place of the method "own"; None takes one away."""
 
-    def put(**attributes: Any) -> type[Any]:
-        parts = {k: v for k, v in vars(Own).items() if k not in ("__dict__", "__weakref__")}
+    def put(base: type[Any] = Own, **attributes: Any) -> type[Any]:
+        parts = {k: v for k, v in vars(base).items() if k not in ("__dict__", "__weakref__")}
         kept = {k: v for k, v in {**parts, **attributes}.items() if v is not None}
         module = ModuleType("own_method")
         module.Own = type("Own", (), kept)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "own_method", module)
-        monkeypatch.setitem(METHODS, "own", "own_method:Own")
+        monkeypatch.setitem(METHODS if base is Own else condensation.METHODS, "own", "own_method:Own")
         return module.Own  # type: ignore[no-any-return]
 
     return put
@@ -146,3 +173,37 @@ def test_what_a_student_knows_is_what_the_job_fills_in() -> None:
     assert {*METHODS_OWN, "batch_size"} == set(STUDENT_KNOWS)
     check_values(Own(None, None), {"adv": 1.0, "queries": 3})
     check_parts(Own(None, None))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "text"),
+    [
+        ({"Config": None}, "Own has no Config: give it its dataclass"),
+        (
+            {"Config": a_config(("zca", Annotated[bool, "x"], True))},
+            "OwnConfig.zca is an option of every run: give it another name",
+        ),
+        ({"LOOP": None}, "Own has no LOOP: give a dict of the loop's options"),
+        ({"LOOP": {"image_rate": 0.1}}, "Own.LOOP: unknown 'image_rate'; did you mean 'image_"),
+        ({"READS": None}, "Own has no READS: give a tuple"),
+        ({"READS": ("zka",)}, "Own.READS: unknown 'zka'; did you mean 'zca'?"),
+        ({"terms": None}, "Own has neither build nor terms: give it what CONTRIBUTING.md says of one of them"),
+        ({"advance": None}, "Own has terms and no advance: give it what CONTRIBUTING.md says of each"),
+        ({"state_dict": None, "load_state_dict": None}, "Own has terms and no state_dict, load_state_dict: give"),
+    ],
+)
+def test_a_condensation_method_that_says_too_little_is_told(
+    attributes: dict[str, Any], text: str, register: Register, tmp_path: Path
+) -> None:
+    register(Steps, **attributes)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}") as caught:
+        datafree.condense(method="own", data="digits", ipc=1, steps=2, threads=1, out=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_condensation_method_that_has_it_all_runs_and_is_listed(register: Register, tmp_path: Path) -> None:
+    register(Steps)
+    made = datafree.condense(method="own", data="digits", ipc=1, steps=2, threads=1, out=tmp_path / "run")
+    assert made.metrics["steps"] == 2
+    assert "\n  own " in CliRunner().invoke(listing, ["condensers"]).output
