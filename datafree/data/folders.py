@@ -14,6 +14,7 @@ from datafree.data.formats import Labels, Split, held_out
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 # PIL modes of 8-bit grey images. All others are read as RGB, but for the wide ones, which would lose their range.
+# PIL has none of wide colour: it opens such files as RGB, by the upper 8 bits of each channel.
 _GREY = ("1", "L", "LA", "La")
 _WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 # Modes with an alpha channel. The others may name a colour that is transparent.
