@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,11 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """All images below a folder, also in linked subfolders; a link back to where it comes from is passed over."""
+    return [path for path in _files(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder, also in linked subfolders; a link back to where it comes from is passed over."""
     found: list[Path] = []
     top = folder.resolve()
     seen = {top, *top.parents}
@@ -68,7 +73,7 @@ def _images(folder: Path) -> list[Path]:
                 seen.add(path.resolve())
                 below.append(path.name)
         folders[:] = below
-        found += [Path(root, name) for name in files if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
+        found += [Path(root, name) for name in files if name[0] != "."]
     return sorted(found)
 
 
@@ -127,6 +132,13 @@ def list_imagefolder(folder: Path) -> dict[str, Files]:
     if test is not None:
         splits["test"] = list_classes(test, splits["train"].class_names if splits else ())
     return splits
+
+
+def left_out(folder: Path, splits: Mapping[str, Files]) -> list[str]:
+    """The files below an image folder that are no image of its splits; without hidden ones."""
+    read = {path for files in splits.values() for path in files.paths}
+    below = [path.relative_to(folder) for path in _files(folder) if path not in read]
+    return [path.as_posix() for path in below if not any(part.startswith((".", "__")) for part in path.parts)]
 
 
 def list_tiny_imagenet(folder: Path) -> dict[str, Files]:

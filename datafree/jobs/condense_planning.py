@@ -38,7 +38,7 @@ from datafree.jobs.condense_defaults import (
     looks_through,
 )
 from datafree.jobs.filling import method_options
-from datafree.jobs.loading import normalised
+from datafree.jobs.loading import normalised, own_data
 from datafree.jobs.machine import autocast
 from datafree.jobs.manifest import reading
 from datafree.jobs.paths import absolute, absolute_data
@@ -113,11 +113,11 @@ def condense_plan(
     if data is None:
         data = load_data(config.data, download=config.download, device=device, splits=("train",))
     data = data.to(device)
+    domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
+    choices = own_data(data, domain)
     if config.validation:
         data = validation_split(data)
     _, labels = get_split(data, "train")
-    domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
-    choices: list[str] = []
     asked_arch = arch = absolute(config.arch) or ""
     if arch == "auto":
         arch = arch_for(domain)
@@ -127,7 +127,8 @@ def condense_plan(
         choices.append(f"images: {IPC} a class (--ipc or --images sets another number)")
     if named:
         length["data"] = absolute_data(config.data)
-    config = dataclasses.replace(config, **loop, **length, arch=arch, mean=domain.mean, std=domain.std)
+    known: dict[str, Any] = {"mean": domain.mean, "std": domain.std, "flip": domain.flip}
+    config = dataclasses.replace(config, **loop, **length, **known, arch=arch)
     _check_pool(config, getattr(method_config, "train_steps", None))
     if asked_arch == "auto" and looks_through(config, method):
         choices.insert(0, f"networks: {arch} (by the size of the images; --arch names others)")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from datafree.data import data_domain
+from datafree.data import Data, data_domain, find_data
+from datafree.data.folders import left_out, list_imagefolder
 from datafree.data.whitening import Whitening
 from datafree.domain import DOMAINS, Domain, make_domain
 from datafree.models import Loaded, load_model
@@ -86,6 +87,33 @@ def load_teacher(
     teacher = Teacher(network, domain.mean, domain.std)
     teacher.classifier.to(device)
     return LoadedTeacher(teacher=teacher, domain=domain, loaded=loaded, choices=tuple(choices))
+
+
+def own_data(data: Data, domain: Domain) -> list[str]:
+    """What npz: and imagefolder: data were taken for; nothing of named data, of which all is known.
+
+    Args:
+        data: as they were loaded.
+        domain: theirs, with the normalisation and mirror images as a person asked for.
+    """
+    name = data.domain.name
+    path = find_data(name) if name.startswith(("npz:", "imagefolder:")) else None
+    if path is None:
+        return []
+    held = [f"{len(x):,} {split}" for split, x in (("training", data.x_train), ("test", data.x_test)) if x is not None]
+    said = f"data: {' and '.join(held)} images of {domain.classes} classes, {'x'.join(map(str, domain.shape))}"
+    said += f"; normalisation mean {_numbers(domain.mean)} / std {_numbers(domain.std)}"
+    said += f"; {'may be mirrored' if domain.flip else 'not mirrored'}"
+    if path.is_file():
+        return [said]
+    splits = list_imagefolder(path)
+    if len(splits) == 2 and not (path / "train").is_dir():
+        said += "; every fifth of a class is for tests"
+    others = left_out(path, splits)
+    if not others:
+        return [said]
+    names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return [said, f"data: {len(others):,} other files are left out: {names}"]
 
 
 def load_student(

@@ -25,7 +25,7 @@ from datafree.fields import as_config, fields_of, replace
 from datafree.idle import TRAIN, check_idle
 from datafree.jobs.filling import RATES
 from datafree.jobs.fresh import concluded, fresh_run
-from datafree.jobs.loading import normalised
+from datafree.jobs.loading import normalised, own_data
 from datafree.jobs.machine import autocast, prepare, random_states, restore_random_states, seed_all
 from datafree.jobs.manifest import reading
 from datafree.jobs.paths import absolute, absolute_data, check_apart, data_path
@@ -195,7 +195,9 @@ def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
     data = load_data(config.data, download=config.download, device=device)
     _, labels = get_split(data, "train")
     domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
-    config = replace(config, {"data": absolute_data(config.data), "arch": absolute(config.arch)})
+    choices = own_data(data, domain) + choices
+    known = {"mean": domain.mean, "std": domain.std, "flip": config.augment and domain.flip}
+    config = replace(config, {"data": absolute_data(config.data), "arch": absolute(config.arch), **known})
     assert config.batch_size is not None
     missing = (torch.bincount(labels, minlength=domain.classes) == 0).nonzero().flatten().tolist()
     if missing:

@@ -33,7 +33,7 @@ def colour(tmp_path: Path) -> str:
 @pytest.mark.parametrize(("flip", "kept"), [(None, True), (True, True), (False, False)])
 def test_condense_keeps_it_in_the_sets_domain(flip: bool | None, kept: bool, colour: str, tmp_path: Path) -> None:
     plan = dry_run_condense(data=colour, flip=flip, **FACING)
-    assert (plan["domain"]["flip"], plan["config"]["flip"]) == (kept, flip)
+    assert plan["domain"]["flip"] == plan["config"]["flip"] == kept
     datafree.condense(data=colour, flip=flip, out=tmp_path / "set", **FACING)
     assert datafree.load_condensed(tmp_path / "set").domain.flip is kept
 
