@@ -146,6 +146,10 @@ class TrainConfig(OptimisationConfig, MachineConfig):
     """`datafree train`: everything but the method's own hyper-parameters."""
 
     epochs: Annotated[float | None, "length in epochs, of 400 student steps each"] = None
+    budget: Annotated[
+        str | None,
+        "length in wall-clock time, such as 15m; schedules follow it; default: 30m, without --teacher 1,000 steps",
+    ] = None
     teacher: Annotated[
         str | None, "checkpoint, run folder, torchvision:NAME or timm:NAME; default: trained on digits"
     ] = None
@@ -284,7 +288,10 @@ class CondenseConfig(MachineConfig):
         "bring images back into [0, 1] after every step, or once on saving as releases do",
     ] = None
     steps: Annotated[int | None, "steps on the images"] = None
-    budget: Annotated[str | None, "length in wall-clock time, such as 10m, without experts; schedules follow it"] = None
+    budget: Annotated[
+        str | None,
+        "length in wall-clock time, without experts; schedules follow it; default: 10m, of digits 200 steps",
+    ] = None
     checkpoint_every: Annotated[float, "seconds between checkpoints"] = 60.0
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ def listing(what: str) -> None:
         rows = [(name, f"{text}; {_where(name)}") for name, text in DATA.items()]
         rows += [
             ("npz:PATH", "x_train, y_train, x_test, y_test as uint8 NHWC or NHW"),
-            ("imagefolder:PATH", "PATH/train/CLASS/*.png"),
+            ("imagefolder:PATH", "PATH/train/CLASS/*.png and PATH/test/CLASS/, or PATH/CLASS/ alone"),
         ]
     else:
         rows = _functions(_file("datafree.generators").with_name("convolutional.py"), ("small", "large", "dcgan"))
@@ -68,7 +68,7 @@ def _family(name: str) -> str:
 
 
 def _where(name: str) -> str:
-    if name == "digits":
-        return "here"
     path = find_data(name)
-    return f"found at {path}" if path is not None else "not here"
+    if path is None:
+        return "not here"
+    return "here" if name == "digits" else f"found at {path}"

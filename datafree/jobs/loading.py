@@ -78,7 +78,7 @@ def load_teacher(
         raise ValueError(
             "the size of the images cannot be read off the weights: give --data NAME (train also takes --shape CxHxW)"
         )
-    origins = [_origin(mean, loaded.mean, named), _origin(std, loaded.std, named)]
+    origins = [_origin(mean, loaded.mean, loaded, named), _origin(std, loaded.std, loaded, named)]
     mean, std = (loaded.mean if mean is None else mean), (loaded.std if std is None else std)
     domain = make_domain(base=named, shape=size, classes=loaded.classes, mean=mean, std=std)
     first = f" ({origins[0]})" if origins[0] != origins[1] else ""
@@ -147,10 +147,10 @@ def normalised(
     return Normalised(network, domain.mean, domain.std).to(device)
 
 
-def _origin(given: Sequence[float] | None, held: Sequence[float] | None, named: Domain | None) -> str:
+def _origin(given: Sequence[float] | None, held: Sequence[float] | None, loaded: Loaded, named: Domain | None) -> str:
     """Where one of the two constants is from: a person, the checkpoint, the domain or the field's usage."""
     if given is not None or held is not None:
-        return "as given" if given is not None else "from the checkpoint"
+        return "as given" if given is not None else loaded.origin
     return (
         f"{named.name}'s"
         if named is not None

@@ -42,7 +42,7 @@ def find_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()  # .item: on the device "meta" all but this works
     except (RuntimeError, AssertionError) as error:
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise ValueError(f"--device {name} is not there: take one of {', '.join(there)}") from error
+        raise ValueError(f"--device {name} is not there: take {' or '.join(there)}") from error
     return device
 
 

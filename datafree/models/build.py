@@ -188,7 +188,7 @@ def run_file(name: str) -> nn.Module:
     file, _, function = name.rpartition(":")
     path = Path(os.path.expanduser(file)).resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"no file {file}: --arch takes path/file.py:function")
+        raise FileNotFoundError(f"no file {file}: give path/file.py:function")
     module_name = f"datafree_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None

@@ -43,7 +43,7 @@ class Loaded:
     ``shape``: (C, H, W) of its images, None if it cannot be known. ``mean``, ``std``: the normalisation it needs, one
     value a channel, None if the checkpoint does not say. ``data``: the domain's name if the checkpoint knows it.
     ``sha256``: of the file, or of the tensors of a network from memory. ``choices``: one line for each thing that was
-    inferred.
+    inferred. ``origin``: where the normalisation was found.
     """
 
     network: nn.Module
@@ -56,6 +56,7 @@ class Loaded:
     sha256: str | None
     source: str
     choices: tuple[str, ...]
+    origin: str = "from the checkpoint"
 
 
 def load_model(
@@ -136,9 +137,9 @@ def from_known_name(
     checkpoint, told = unwrapped(checkpoint, share)
     if not names:
         raise ValueError(
-            f"{source}: neither the file nor its name says the architecture; name it with --arch: "
-            f"{', '.join(model_names())}, torchvision:NAME, timm:NAME or file.py:function "
-            f"({closest_words(closest(checkpoint.state))})"
+            f"{source}: neither the file nor its name says the architecture; "
+            f"{closest_words(closest(checkpoint.state))}; name it with --arch: {', '.join(model_names())}, "
+            "torchvision:NAME, timm:NAME or file.py:function"
         )
 
     def tries(state: Mapping[str, Tensor]) -> list[Fit]:
@@ -339,11 +340,11 @@ def loaded(
 ) -> Loaded:
     """Put the network together with what the checkpoint, or what lies beside it, says of its normalisation and data."""
     metadata: dict[str, Any] = checkpoint.metadata
-    mean, std = metadata.get("mean"), metadata.get("std")
+    mean, std, origin = metadata.get("mean"), metadata.get("std"), Loaded.origin
     if not mean and not std:
         beside = normalisation_beside(checkpoint.path)
         if beside is not None and (shape is None or len(beside[0]) == shape[0]):
-            mean, std = beside
+            mean, std, origin = *beside, "from the configuration beside it"
     return Loaded(
         network=network,
         arch=arch,
@@ -355,4 +356,5 @@ def loaded(
         sha256=checkpoint.sha256,
         source=source,
         choices=tuple(choices),
+        origin=origin,
     )

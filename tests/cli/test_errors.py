@@ -55,9 +55,9 @@ NUMBERS = """--steps -3|--steps is -3: give a number above 0
 --student-steps 0|--student-steps is 0
 --warmup 2|--warmup is 2.0
 --generator-lr nan|--generator-lr is nan
---device cuda:99|is not there: take one of cpu
---device meta|is not there: take one of cpu
---device nonsense|is not there: take one of cpu"""
+--device cuda:99|is not there: take cpu
+--device meta|is not there: take cpu
+--device nonsense|is not there: take cpu"""
 
 
 @pytest.mark.parametrize("line", NUMBERS.splitlines())
@@ -177,7 +177,7 @@ def test_force_keeps_a_folder_of_pictures_that_no_run_made(
         (("pretrain", "--data", "imagefolder:gone"), "gone is not there"),
         (("pretrain", "--mean", "0,0,0"), "--mean has 3 values, the images have 1 channel: give 1"),
         (("pretrain", "--steps", "-1"), "--steps is -1"),
-        (("pretrain", "--device", "nonsense"), "is not there: take one of cpu"),
+        (("pretrain", "--device", "nonsense"), "is not there: take cpu"),
         (("evaluate", "gone"), "no file gone"),
         (("evaluate", "TEACHER", "--data", "cifar100"), "cifar100 was not found in "),
         (("evaluate", "TEACHER", "--data", "nope"), "unknown data"),

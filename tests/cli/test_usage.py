@@ -173,11 +173,28 @@ def test_a_usage_error_is_short(cli: Callable[..., Any], line: str, text: str) -
     assert len(answer.err.splitlines()) <= 2
 
 
+def test_help_says_how_long_a_run_is_where_nobody_does(cli: Callable[..., Any]) -> None:
+    from datafree.jobs import condense_defaults, planning
+
+    for command, usual, embedded in (
+        ("train", planning.USUAL_LENGTH, planning.EMBEDDED_LENGTH),
+        ("condense", condense_defaults.LENGTH, condense_defaults.EMBEDDED_LENGTH),
+    ):
+        text = " ".join(cli(command, "--help").out.split())
+        assert f"default: {usual['budget']}, " in text
+        assert f" {embedded['steps']:,} steps" in text
+
+
+def test_digits_are_not_here_without_scikit_learn(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datafree.cli.listing.find_data", lambda name: None)
+    assert "; not here" in cli("list", "data").out.splitlines()[0]
+
+
 def test_the_lists_name_what_there_is(cli: Callable[..., Any]) -> None:
     assert [line.split()[0] for line in cli("list", "methods").out.splitlines()] == list(METHODS)
     models = [line.split()[0] for line in cli("list", "models").out.splitlines()]
     assert {"lenet5", "lenet5_half", "resnet20", "wrn16_1", "vgg11", "convnet3", "mlp", "mobilenetv2"} <= set(models)
     data = {line.split()[0]: line for line in cli("list", "data").out.splitlines()}
-    assert data["digits"].endswith("here")
+    assert data["digits"].endswith("; here")
     assert data["tiny-imagenet"].endswith("not here")
     assert [line.split()[0] for line in cli("list", "generators").out.splitlines()] == ["small", "large", "dcgan"]

@@ -14,8 +14,8 @@ from datafree.config import PretrainConfig
 from datafree.jobs import dry_run_condense
 from datafree.jobs.pretraining import dry_run_pretrain
 
-CONDENSE = {"method": "mean", "ipc": 1, "threads": 1}
-PRETRAIN = {"arch": "mlp", "steps": 1, "threads": 1}
+CONDENSE: dict[str, Any] = {"method": "mean", "ipc": 1, "threads": 1}
+PRETRAIN: dict[str, Any] = {"arch": "mlp", "steps": 1, "threads": 1}
 CONSTANTS = "mean 0.485,0.456,0.406 / std 0.229,0.224,0.225"
 Job = Callable[..., dict[str, Any]]
 

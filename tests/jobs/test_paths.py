@@ -33,7 +33,7 @@ def test_a_home_of_nobody_is_a_file_that_is_not_there(tmp_path: Path) -> None:
     check_apart("net", {"--teacher": "~nobody_/net.pt"})
     with pytest.raises(FileNotFoundError, match=r"no file ~nobody_/net\.pt"):
         find_checkpoint("~nobody_/net.pt")
-    with pytest.raises(FileNotFoundError, match=r"no file ~nobody_/net\.py"):
+    with pytest.raises(FileNotFoundError, match=r"no file ~nobody_/net\.py: give path/file\.py:function$"):
         build_model("~nobody_/net.py:make", shape=(1, 8, 8), classes=2)
     with pytest.raises(ValueError, match="no condensed set in ~nobody_/set"):
         load_condensed("~nobody_/set")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
+from datafree.jobs.loading import load_teacher
 from datafree.models import MODELS, build_model, load_model
 
 RGB = (3, 32, 32)
@@ -236,7 +237,8 @@ def test_no_architecture_known(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither the file nor its name") as caught:
         load_model(str(tmp_path / "best.pt"))
     text = str(caught.value)
-    assert all(name in text for name in (*MODELS, "file.py:function", "closest: resnet20 (100 %"))
+    assert all(name in text for name in (*MODELS, "file.py:function"))
+    assert "says the architecture; closest: resnet20 (100 % of tensors match); name it with --arch: " in text
     assert load_model(str(tmp_path / "best.pt"), arch="resnet20").choices[0].startswith("classes")
 
 
@@ -491,3 +493,5 @@ def test_a_folder_says_its_normalisation(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = load_model(tmp_path)
     assert (found.mean, found.std) == ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
+    said = "normalisation: mean 0.4,0.5,0.6 / std 0.1,0.2,0.3 (from the configuration beside it)"
+    assert load_teacher(tmp_path, shape=(3, 32, 32)).choices[-1] == said
