@@ -195,8 +195,9 @@ def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
     data = load_data(config.data, download=config.download, device=device)
     _, labels = get_split(data, "train")
     domain = mirrored(make_domain(base=data.domain, mean=config.mean, std=config.std), config.flip)
-    choices = own_data(data, domain) + choices
-    known = {"mean": domain.mean, "std": domain.std, "flip": config.augment and domain.flip}
+    flip = config.augment and domain.flip
+    choices = own_data(data, mirrored(domain, flip)) + choices
+    known = {"mean": domain.mean, "std": domain.std, "flip": flip}
     config = replace(config, {"data": absolute_data(config.data), "arch": absolute(config.arch), **known})
     assert config.batch_size is not None
     missing = (torch.bincount(labels, minlength=domain.classes) == 0).nonzero().flatten().tolist()
