@@ -9,6 +9,7 @@ import ast
 import functools
 import importlib.util
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,8 +24,8 @@ Floats = tuple[float, ...]
 def light_config(spec: str) -> type:
     """The Config class of a method without importing its file, which would load torch for a second or two.
 
-    The class is compiled alone: it may use what `datafree.config` and `datafree.fields` offer, `dataclass` and `typing`
-    names, nothing else.
+    The class is compiled alone: it may use what `datafree.config` (itself as `flags`) and `datafree.fields` offer,
+    `dataclass` and `typing` names, nothing else.
 
     Args:
         spec: "module:Class" as the registry has it; the class's configuration is called ClassConfig.
@@ -40,7 +41,7 @@ def light_config(spec: str) -> type:
     body = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == f"{name}Config"]
     if not body:
         raise ValueError(f"{found.origin} has no class {name}Config: call the configuration of {name} so")
-    space = {**vars(fields), **globals(), "__name__": module}
+    space = {**vars(fields), **globals(), "flags": sys.modules[__name__], "__name__": module}
     exec(compile(ast.Module(body=list(body), type_ignores=[]), found.origin, "exec", dont_inherit=True), space)
     result: type = space[f"{name}Config"]
     return result

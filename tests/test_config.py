@@ -117,6 +117,22 @@ def test_a_registered_name_that_leads_nowhere_is_told(spec: str, says: str) -> N
         light_config(spec)
 
 
+@pytest.mark.parametrize(
+    ("file", "line", "kind"),
+    [
+        ("by_module", "from datafree import config as flags", "flags.Latent"),
+        ("by_name", "from datafree.config import Latent", "Latent"),
+    ],
+)
+def test_a_shared_type_is_named_by_its_module_or_alone(
+    file: str, line: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"{line}\n\n@dataclass(frozen=True, kw_only=True)\nclass OwnConfig:\n    latent: {kind} = 64\n"
+    (tmp_path / f"{file}.py").write_text(body, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [(f.flag, f.default) for f in fields_of(light_config(f"{file}:Own"))] == [("--latent", 64)]
+
+
 def test_light_configuration_loads_nothing_heavy() -> None:
     code = (
         "import sys; from datafree.config import light_config; from datafree.fields import fields_of\n"

@@ -20,21 +20,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from datafree import config as flags
 from datafree import losses
-from datafree.config import (
-    BankSize,
-    Distance,
-    Feed,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorSteps,
-    GeneratorWidth,
-    Latent,
-    Reset,
-    SampleMode,
-    StudentSteps,
-    SynthesisBatch,
-)
 from datafree.fields import choice, not_negative, positive
 from datafree.generators.convolutional import Generator
 from datafree.parallel import shard, world_size
@@ -47,18 +34,18 @@ class BlackBoxConfig:
     directions: Annotated[int, "random directions of a gradient's estimate; each is one more query an image"] = 1
     epsilon: Annotated[float, "length of the step in a direction, before the generator's sigmoid"] = 2e-3
     probabilities: Annotated[bool, "the teacher answers with probabilities, not with logits"] = False
-    distance: Distance = "l1"
-    latent: Latent = 256
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    generator_lr: GeneratorLr = 1e-3
-    generator_steps: GeneratorSteps = 1
-    student_steps: StudentSteps = 5
-    synthesis_batch: SynthesisBatch = None
-    feed: Feed = "bank"
-    sample_mode: SampleMode = "train"
-    bank: BankSize = 20_000
-    reset: Reset = 50
+    distance: flags.Distance = "l1"
+    latent: flags.Latent = 256
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    generator_lr: flags.GeneratorLr = 1e-3
+    generator_steps: flags.GeneratorSteps = 1
+    student_steps: flags.StudentSteps = 5
+    synthesis_batch: flags.SynthesisBatch = None
+    feed: flags.Feed = "bank"
+    sample_mode: flags.SampleMode = "train"
+    bank: flags.BankSize = 20_000
+    reset: flags.Reset = 50
 
     def __post_init__(self) -> None:
         not_negative(self, "reset")

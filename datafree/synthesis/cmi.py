@@ -20,26 +20,8 @@ from typing import Annotated, Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from datafree import config as flags
 from datafree import losses
-from datafree.config import (
-    BankSize,
-    Distance,
-    Feed,
-    FirstNorm,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorSteps,
-    GeneratorWidth,
-    Latent,
-    Masked,
-    Output,
-    Reset,
-    SampleMode,
-    StudentMode,
-    StudentSteps,
-    SynthesisBatch,
-    Warmup,
-)
 from datafree.fields import choice, not_negative, positive, share
 from datafree.losses.precision import raised
 from datafree.parallel import shard
@@ -58,26 +40,26 @@ class CMIConfig:
     contrast_bank: Annotated[int, "earlier images whose features are held; the oldest go first"] = 2048
     negatives: Annotated[int, "earlier images that a batch is told from, drawn at every step"] = 256
     adv: Annotated[float, "weight of the disagreement with the student, once it has begun"] = 0.5
-    distance: Distance = "kl"
-    masked: Masked = True
+    distance: flags.Distance = "kl"
+    masked: flags.Masked = True
     bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
-    first_bn: FirstNorm = 1.0
+    first_bn: flags.FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the class drawn for an image"] = 0.5
-    latent: Latent = 256
+    latent: flags.Latent = 256
     latent_lr: Annotated[float | None, "Adam's rate for the latents, 0: they stay; default: the generator's"] = None
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "sigmoid"
-    generator_lr: GeneratorLr = 1e-2
-    generator_steps: GeneratorSteps = 20
-    student_steps: StudentSteps = 200
-    synthesis_batch: SynthesisBatch = None
-    student_mode: StudentMode = "eval"
-    feed: Feed = "bank"
-    sample_mode: SampleMode = "train"
-    bank: BankSize = 20_000
-    reset: Reset = 1
-    warmup: Warmup = 0.2
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "sigmoid"
+    generator_lr: flags.GeneratorLr = 1e-2
+    generator_steps: flags.GeneratorSteps = 20
+    student_steps: flags.StudentSteps = 200
+    synthesis_batch: flags.SynthesisBatch = None
+    student_mode: flags.StudentMode = "eval"
+    feed: flags.Feed = "bank"
+    sample_mode: flags.SampleMode = "train"
+    bank: flags.BankSize = 20_000
+    reset: flags.Reset = 1
+    warmup: flags.Warmup = 0.2
 
     def __post_init__(self) -> None:
         not_negative(self, "contrast", "adv", "bn", "first_bn", "onehot", "latent_lr", "reset")

@@ -23,26 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datafree.config import (
-    BankSize,
-    Distance,
-    Feed,
-    FirstNorm,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorSteps,
-    GeneratorWidth,
-    Latent,
-    Masked,
-    NormMomentum,
-    Output,
-    Reset,
-    SampleMode,
-    StudentMode,
-    StudentSteps,
-    SynthesisBatch,
-    Warmup,
-)
+from datafree import config as flags
 from datafree.fields import choice, not_negative, positive, share
 from datafree.losses.contrast import info_nce
 from datafree.parallel import gather, rank
@@ -58,30 +39,30 @@ class CuDFKDConfig:
     adv: Annotated[float, "weight of the disagreement at the end"] = 1.0
     begin: Annotated[float, "share of the run after which the weight begins to rise"] = 0.25
     end: Annotated[float, "share of the run after which it has risen"] = 0.75
-    distance: Distance = "kl"
-    masked: Masked = True
+    distance: flags.Distance = "kl"
+    masked: flags.Masked = True
     bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
-    bn_momentum: NormMomentum = 0.0
-    first_bn: FirstNorm = 1.0
+    bn_momentum: flags.NormMomentum = 0.0
+    first_bn: flags.FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the teacher's own decision"] = 0.5
     balance: Annotated[float, "weight of the class balance"] = 5.0
     contrast: Annotated[float, "weight of the contrast with earlier images"] = 0.2
     contrast_temperature: Annotated[float, "temperature of the contrast"] = 0.1
     negatives: Annotated[int, "features of earlier images that the queue holds"] = 1024
-    latent: Latent = 256
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "sigmoid"
-    generator_lr: GeneratorLr = 4e-3
-    generator_steps: GeneratorSteps = 5
-    student_steps: StudentSteps = 40
-    synthesis_batch: SynthesisBatch = None
-    student_mode: StudentMode = "eval"
-    feed: Feed = "bank"
-    sample_mode: SampleMode = "train"
-    bank: BankSize = 20_000
-    reset: Reset = 20
-    warmup: Warmup = 0.1
+    latent: flags.Latent = 256
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "sigmoid"
+    generator_lr: flags.GeneratorLr = 4e-3
+    generator_steps: flags.GeneratorSteps = 5
+    student_steps: flags.StudentSteps = 40
+    synthesis_batch: flags.SynthesisBatch = None
+    student_mode: flags.StudentMode = "eval"
+    feed: flags.Feed = "bank"
+    sample_mode: flags.SampleMode = "train"
+    bank: flags.BankSize = 20_000
+    reset: flags.Reset = 20
+    warmup: flags.Warmup = 0.1
 
     def __post_init__(self) -> None:
         not_negative(self, "adv", "bn", "first_bn", "onehot", "balance", "contrast", "reset")

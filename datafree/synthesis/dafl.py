@@ -14,20 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from datafree import config as flags
 from datafree import losses
-from datafree.config import (
-    BankSize,
-    Feed,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorWidth,
-    Latent,
-    Output,
-    Reset,
-    SampleMode,
-    StudentSteps,
-    SynthesisBatch,
-)
 from datafree.fields import choice, not_negative, positive
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.setting import Batch, Setting
@@ -38,17 +26,17 @@ class DAFLConfig:
     onehot: Annotated[float, "weight of the cross-entropy with the teacher's own decision"] = 1.0
     balance: Annotated[float, "weight of the class balance"] = 20.0
     activation: Annotated[float, "weight of the mean absolute feature"] = 0.001
-    latent: Latent = 512
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "standardised"
-    generator_lr: GeneratorLr = 4e-3
-    student_steps: StudentSteps = 5
-    synthesis_batch: SynthesisBatch = None
-    feed: Feed = "bank"
-    sample_mode: SampleMode = "train"
-    bank: BankSize = 20_000
-    reset: Reset = 40
+    latent: flags.Latent = 512
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "standardised"
+    generator_lr: flags.GeneratorLr = 4e-3
+    student_steps: flags.StudentSteps = 5
+    synthesis_batch: flags.SynthesisBatch = None
+    feed: flags.Feed = "bank"
+    sample_mode: flags.SampleMode = "train"
+    bank: flags.BankSize = 20_000
+    reset: flags.Reset = 40
 
     def __post_init__(self) -> None:
         not_negative(self, "onehot", "balance", "activation", "reset")

@@ -21,18 +21,8 @@ from typing import Annotated, Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from datafree import config as flags
 from datafree import losses
-from datafree.config import (
-    BankSize,
-    Distance,
-    FirstNorm,
-    Floats,
-    Masked,
-    StudentMode,
-    StudentSteps,
-    SynthesisBatch,
-    Warmup,
-)
 from datafree.fields import choice, not_negative, positive, share
 from datafree.losses.precision import raised
 from datafree.parallel import shard
@@ -58,12 +48,12 @@ HALF = 2 / 3  # share of the steps at half the size: 2000 of the release's 3000
 class DeepInversionConfig:
     onehot: Annotated[float, "weight of the cross-entropy with the class drawn for an image"] = 1.0
     bn: Annotated[float, "weight of the batch-norm statistics"] = 10.0
-    first_bn: FirstNorm = 1.0
+    first_bn: flags.FirstNorm = 1.0
     adaptive: Annotated[bool, "ask for images on which the student disagrees, once it has begun"] = True
     adv: Annotated[float, "weight of that disagreement"] = 0.2
-    distance: Distance = "js"
-    masked: Masked = False
-    student_mode: StudentMode = "eval"
+    distance: flags.Distance = "js"
+    masked: flags.Masked = False
+    student_mode: flags.StudentMode = "eval"
     tv_l1: Annotated[float, "weight of the total variation of normalised images, as mean differences"] = 0.0
     tv_l2: Annotated[float, "weight of the total variation of normalised images, as norms over the batch"] = 1e-3
     l2: Annotated[float, "weight of the normalised images' mean norm"] = 0.0
@@ -74,14 +64,14 @@ class DeepInversionConfig:
     multi_resolution: Annotated[bool, "take the first two thirds of a batch's steps at half the size"] = False
     pixel_steps: Annotated[int, "steps a round, on the pixels of one batch"] = 100
     pixel_lr: Annotated[float, "Adam's highest rate for the pixels, in normalised space"] = 0.1
-    pixel_betas: Annotated[Floats, "Adam's betas for the pixels"] = (0.5, 0.9)
+    pixel_betas: Annotated[flags.Floats, "Adam's betas for the pixels"] = (0.5, 0.9)
     rise: Annotated[
         float, "share of a batch's steps (of those at the first size) over which the rate rises; a cosine follows"
     ] = 0.05
-    student_steps: StudentSteps = 100
-    synthesis_batch: SynthesisBatch = None
-    bank: BankSize = 20_000
-    warmup: Warmup = 0.1
+    student_steps: flags.StudentSteps = 100
+    synthesis_batch: flags.SynthesisBatch = None
+    bank: flags.BankSize = 20_000
+    warmup: flags.Warmup = 0.1
 
     def __post_init__(self) -> None:
         not_negative(self, "onehot", "bn", "first_bn", "adv", "tv_l1", "tv_l2", "l2", "patches", "jitter")

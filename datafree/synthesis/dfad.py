@@ -12,24 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from datafree import config as flags
 from datafree import losses
-from datafree.config import (
-    BankSize,
-    Distance,
-    Feed,
-    Floats,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorWidth,
-    Latent,
-    Masked,
-    Output,
-    Reset,
-    SampleMode,
-    StudentMode,
-    StudentSteps,
-    SynthesisBatch,
-)
 from datafree.fields import choice, not_negative, positive
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.setting import Batch, Setting, student_mode
@@ -37,23 +21,23 @@ from datafree.synthesis.setting import Batch, Setting, student_mode
 
 @dataclass(frozen=True, kw_only=True)
 class DFADConfig:
-    distance: Distance = "l1"
-    masked: Masked = False
-    latent: Latent = 256
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "standardised"
-    generator_lr: GeneratorLr = 3e-2
+    distance: flags.Distance = "l1"
+    masked: flags.Masked = False
+    latent: flags.Latent = 256
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "standardised"
+    generator_lr: flags.GeneratorLr = 3e-2
     generator_milestones: Annotated[
-        Floats | None, "shares of the run at which the generator's rate is divided by 10; default: it stays"
+        flags.Floats | None, "shares of the run at which the generator's rate is divided by 10; default: it stays"
     ] = None
-    student_steps: StudentSteps = 5
-    synthesis_batch: SynthesisBatch = None
-    student_mode: StudentMode = "train"
-    feed: Feed = "bank"
-    sample_mode: SampleMode = "train"
-    bank: BankSize = 20_000
-    reset: Reset = 50
+    student_steps: flags.StudentSteps = 5
+    synthesis_batch: flags.SynthesisBatch = None
+    student_mode: flags.StudentMode = "train"
+    feed: flags.Feed = "bank"
+    sample_mode: flags.SampleMode = "train"
+    bank: flags.BankSize = 20_000
+    reset: flags.Reset = 50
 
     def __post_init__(self) -> None:
         not_negative(self, "reset")

@@ -18,26 +18,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datafree.config import (
-    BankSize,
-    Distance,
-    Feed,
-    FirstNorm,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorSteps,
-    GeneratorWidth,
-    Latent,
-    Masked,
-    NormMomentum,
-    Output,
-    Reset,
-    SampleMode,
-    StudentMode,
-    StudentSteps,
-    SynthesisBatch,
-    Warmup,
-)
+from datafree import config as flags
 from datafree.fields import choice, not_negative, positive, share
 from datafree.parallel import shard
 from datafree.synthesis.imaging import Imaging
@@ -57,28 +38,28 @@ class FastConfig:
     ] = "fomaml"
     meta_lr: Annotated[float | None, "Adam's rate for it; default: generator's rate × generator's steps"] = None
     adv: Annotated[float, "weight of the disagreement with the student, once it has begun"] = 1.1
-    distance: Distance = "kl"
-    masked: Masked = True
+    distance: flags.Distance = "kl"
+    masked: flags.Masked = True
     bn: Annotated[float, "weight of the batch-norm statistics"] = 10.0
-    bn_momentum: NormMomentum = 0.9
-    first_bn: FirstNorm = 1.0
+    bn_momentum: flags.NormMomentum = 0.9
+    first_bn: flags.FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the class drawn for an image"] = 0.4
-    latent: Latent = 256
+    latent: flags.Latent = 256
     latent_lr: Annotated[float, "Adam's rate for the latents; 0: they stay as they are drawn"] = 0.01
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "sigmoid"
-    generator_lr: GeneratorLr = 3e-3
-    generator_steps: GeneratorSteps = 5
-    student_steps: StudentSteps = 40
-    synthesis_batch: SynthesisBatch = None
-    student_mode: StudentMode = "eval"
-    feed: Feed = "bank"
-    sample_mode: SampleMode = "train"
-    bank: BankSize = 20_000
-    reset: Reset = 0
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "sigmoid"
+    generator_lr: flags.GeneratorLr = 3e-3
+    generator_steps: flags.GeneratorSteps = 5
+    student_steps: flags.StudentSteps = 40
+    synthesis_batch: flags.SynthesisBatch = None
+    student_mode: flags.StudentMode = "eval"
+    feed: flags.Feed = "bank"
+    sample_mode: flags.SampleMode = "train"
+    bank: flags.BankSize = 20_000
+    reset: flags.Reset = 0
     reset_first: Annotated[float, "share of the run after which the first layer is made anew, once; 0: never"] = 0.6
-    warmup: Warmup = 0.1
+    warmup: flags.Warmup = 0.1
 
     def __post_init__(self) -> None:
         not_negative(self, "adv", "bn", "first_bn", "onehot", "latent_lr", "reset")

@@ -18,25 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from datafree.config import (
-    Distance,
-    Feed,
-    FirstNorm,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorSteps,
-    GeneratorWidth,
-    Latent,
-    Masked,
-    NormMomentum,
-    Output,
-    Reset,
-    SampleMode,
-    StudentMode,
-    StudentSteps,
-    SynthesisBatch,
-    Warmup,
-)
+from datafree import config as flags
 from datafree.fields import choice, not_negative, part, positive, share
 from datafree.parallel import world_size
 from datafree.synthesis.imaging import Imaging
@@ -51,27 +33,27 @@ class MADConfig:
     copy_momentum: Annotated[float, "share of itself that the generator's slow copy keeps at each step"] = 0.95
     copy_share: Annotated[float, "share of the student's images that the slow copy makes"] = 0.5
     adv: Annotated[float, "weight of the disagreement with the student"] = 1.0
-    distance: Distance = "kl"
-    masked: Masked = True
+    distance: flags.Distance = "kl"
+    masked: flags.Masked = True
     bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
-    bn_momentum: NormMomentum = 0.0
-    first_bn: FirstNorm = 1.0
+    bn_momentum: flags.NormMomentum = 0.0
+    first_bn: flags.FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the teacher's own decision"] = 0.5
     balance: Annotated[float, "weight of the class balance"] = 5.0
-    latent: Latent = 256
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "sigmoid"
-    generator_lr: GeneratorLr = 4e-3
-    generator_steps: GeneratorSteps = 5
-    student_steps: StudentSteps = 40
-    synthesis_batch: SynthesisBatch = None
-    student_mode: StudentMode = "eval"
-    feed: Feed = "bank"
-    sample_mode: SampleMode = "train"
+    latent: flags.Latent = 256
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "sigmoid"
+    generator_lr: flags.GeneratorLr = 4e-3
+    generator_steps: flags.GeneratorSteps = 5
+    student_steps: flags.StudentSteps = 40
+    synthesis_batch: flags.SynthesisBatch = None
+    student_mode: flags.StudentMode = "eval"
+    feed: flags.Feed = "bank"
+    sample_mode: flags.SampleMode = "train"
     bank: Annotated[int, "images each of the two generators' banks holds; the oldest go first"] = 10_000
-    reset: Reset = 20
-    warmup: Warmup = 0.1
+    reset: flags.Reset = 20
+    warmup: flags.Warmup = 0.1
 
     def __post_init__(self) -> None:
         not_negative(self, "adv", "bn", "first_bn", "onehot", "balance", "reset")

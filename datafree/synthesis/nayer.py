@@ -20,25 +20,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from datafree.config import (
-    BankSize,
-    Distance,
-    Embedding,
-    FirstNorm,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorSteps,
-    GeneratorWidth,
-    Masked,
-    NormMomentum,
-    Output,
-    Reset,
-    SampleMode,
-    StudentMode,
-    StudentSteps,
-    SynthesisBatch,
-    Warmup,
-)
+from datafree import config as flags
 from datafree.fields import choice, not_negative, positive, share
 from datafree.synthesis.noisy import NoisyImaging
 from datafree.synthesis.remembered import Remembered
@@ -49,26 +31,26 @@ from datafree.synthesis.terms import inversion_terms
 @dataclass(frozen=True, kw_only=True)
 class NAYERConfig:
     adv: Annotated[float, "weight of the disagreement with the student, once it has begun"] = 1.33
-    distance: Distance = "kl"
-    masked: Masked = True
+    distance: flags.Distance = "kl"
+    masked: flags.Masked = True
     bn: Annotated[float, "weight of the batch-norm statistics"] = 10.0
-    bn_momentum: NormMomentum = 0.9
-    first_bn: FirstNorm = 1.0
+    bn_momentum: flags.NormMomentum = 0.9
+    first_bn: flags.FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the class asked for"] = 0.5
-    embedding: Embedding = "teacher"
+    embedding: flags.Embedding = "teacher"
     latent: Annotated[int, "size of the noisy layer's output"] = 256
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "sigmoid"
-    generator_lr: GeneratorLr = 4e-3
-    generator_steps: GeneratorSteps = 10
-    student_steps: StudentSteps = 40
-    synthesis_batch: SynthesisBatch = None
-    student_mode: StudentMode = "eval"
-    sample_mode: SampleMode = "train"
-    bank: BankSize = 20_000
-    reset: Reset = 20
-    warmup: Warmup = 0.1
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "sigmoid"
+    generator_lr: flags.GeneratorLr = 4e-3
+    generator_steps: flags.GeneratorSteps = 10
+    student_steps: flags.StudentSteps = 40
+    synthesis_batch: flags.SynthesisBatch = None
+    student_mode: flags.StudentMode = "eval"
+    sample_mode: flags.SampleMode = "train"
+    bank: flags.BankSize = 20_000
+    reset: flags.Reset = 20
+    warmup: flags.Warmup = 0.1
 
     def __post_init__(self) -> None:
         not_negative(self, "adv", "bn", "first_bn", "onehot", "reset")

@@ -20,22 +20,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from datafree import config as flags
 from datafree import losses
-from datafree.config import (
-    Distance,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorSteps,
-    GeneratorWidth,
-    Latent,
-    Masked,
-    Output,
-    Reset,
-    SampleMode,
-    StudentMode,
-    StudentSteps,
-    SynthesisBatch,
-)
 from datafree.fields import choice, not_negative, positive, share
 from datafree.generators import GENERATORS
 from datafree.generators.autoencoder import Autoencoder
@@ -51,23 +37,23 @@ class PREConfig:
     balance: Annotated[float, "weight of the class balance"] = 2.17
     activation: Annotated[float, "weight of the mean absolute feature"] = 0.1
     adv: Annotated[float, "weight of the disagreement with the student"] = 1.0
-    distance: Distance = "js"
-    masked: Masked = False
+    distance: flags.Distance = "js"
+    masked: flags.Masked = False
     replay: Annotated[float, "share of recalled images in the student's batch"] = 1 / 9
     divergence: Annotated[float, "weight of the codes' divergence from the standard normal"] = 1e-5
     memory_lr: Annotated[float, "Adam's rate for the memory"] = 5e-4
     memory_steps: Annotated[int, "steps of the memory a round"] = 4
-    latent: Latent = 256
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "standardised"
-    generator_lr: GeneratorLr = 4e-3
-    generator_steps: GeneratorSteps = 1
-    student_steps: StudentSteps = 10
-    synthesis_batch: SynthesisBatch = None
-    student_mode: StudentMode = "train"
-    sample_mode: SampleMode = "train"
-    reset: Reset = 0
+    latent: flags.Latent = 256
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "standardised"
+    generator_lr: flags.GeneratorLr = 4e-3
+    generator_steps: flags.GeneratorSteps = 1
+    student_steps: flags.StudentSteps = 10
+    synthesis_batch: flags.SynthesisBatch = None
+    student_mode: flags.StudentMode = "train"
+    sample_mode: flags.SampleMode = "train"
+    reset: flags.Reset = 0
 
     def __post_init__(self) -> None:
         not_negative(self, "onehot", "balance", "activation", "adv", "divergence", "reset")

@@ -21,23 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datafree import config as flags
 from datafree import losses
-from datafree.config import (
-    BankSize,
-    Feed,
-    FirstNorm,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorSteps,
-    GeneratorWidth,
-    Latent,
-    Output,
-    Reset,
-    SampleMode,
-    StudentSteps,
-    SynthesisBatch,
-    Warmup,
-)
 from datafree.fields import choice, not_negative, part, positive, share
 from datafree.generators.convolutional import Generator
 from datafree.losses.precision import raised
@@ -53,21 +38,21 @@ class SpaceshipNetConfig:
     mix: Annotated[float, "probability that an image has half of its channels, at some depth, from another one"] = 0.7
     copies: Annotated[int, "times a call's batch is rendered with such mixing; 0: the batch itself, once"] = 4
     bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
-    first_bn: FirstNorm = 1.0
+    first_bn: flags.FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the class drawn for an image"] = 0.5
-    latent: Latent = 256
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "sigmoid"
-    generator_lr: GeneratorLr = 4e-3
-    generator_steps: GeneratorSteps = 10
-    student_steps: StudentSteps = 80
-    synthesis_batch: SynthesisBatch = None
-    feed: Feed = "bank"
-    sample_mode: SampleMode = "train"
-    bank: BankSize = 20_000
-    reset: Reset = 20
-    warmup: Warmup = 0.1
+    latent: flags.Latent = 256
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "sigmoid"
+    generator_lr: flags.GeneratorLr = 4e-3
+    generator_steps: flags.GeneratorSteps = 10
+    student_steps: flags.StudentSteps = 80
+    synthesis_batch: flags.SynthesisBatch = None
+    feed: flags.Feed = "bank"
+    sample_mode: flags.SampleMode = "train"
+    bank: flags.BankSize = 20_000
+    reset: flags.Reset = 20
+    warmup: flags.Warmup = 0.1
 
     def __post_init__(self) -> None:
         not_negative(self, "copies", "bn", "first_bn", "onehot", "reset")

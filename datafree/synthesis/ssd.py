@@ -20,27 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datafree import config as flags
 from datafree import losses
-from datafree.config import (
-    Distance,
-    Eviction,
-    Feed,
-    FirstNorm,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorSteps,
-    GeneratorWidth,
-    Latent,
-    Masked,
-    NormMomentum,
-    Output,
-    Reset,
-    SampleMode,
-    StudentMode,
-    StudentSteps,
-    SynthesisBatch,
-    Warmup,
-)
 from datafree.fields import choice, not_negative, part, positive, share
 from datafree.parallel import batch_mean, shard
 from datafree.synthesis.imaging import Imaging
@@ -59,28 +40,28 @@ class SSDConfig:
     )
     diversity: Annotated[float, "share of earlier batches in the count of the classes shown; 0: not counted"] = 0.98
     adv: Annotated[float, "weight of the disagreement with the student"] = 1.0
-    distance: Distance = "kl"
-    masked: Masked = True
+    distance: flags.Distance = "kl"
+    masked: flags.Masked = True
     bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
-    bn_momentum: NormMomentum = 0.0
-    first_bn: FirstNorm = 1.0
+    bn_momentum: flags.NormMomentum = 0.0
+    first_bn: flags.FirstNorm = 1.0
     onehot: Annotated[float, "weight of the cross-entropy with the teacher's own decision"] = 0.5
     balance: Annotated[float, "weight of the class balance"] = 5.0
-    latent: Latent = 256
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "sigmoid"
-    generator_lr: GeneratorLr = 4e-3
-    generator_steps: GeneratorSteps = 5
-    student_steps: StudentSteps = 40
-    synthesis_batch: SynthesisBatch = None
-    student_mode: StudentMode = "eval"
-    feed: Feed = "bank"
-    sample_mode: SampleMode = "train"
+    latent: flags.Latent = 256
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "sigmoid"
+    generator_lr: flags.GeneratorLr = 4e-3
+    generator_steps: flags.GeneratorSteps = 5
+    student_steps: flags.StudentSteps = 40
+    synthesis_batch: flags.SynthesisBatch = None
+    student_mode: flags.StudentMode = "eval"
+    feed: flags.Feed = "bank"
+    sample_mode: flags.SampleMode = "train"
     bank: Annotated[int, "images the bank holds; --eviction says which leave when it is full"] = 5_000
-    eviction: Eviction = "priority"
-    reset: Reset = 20
-    warmup: Warmup = 0.1
+    eviction: flags.Eviction = "priority"
+    reset: flags.Reset = 20
+    warmup: flags.Warmup = 0.1
 
     def __post_init__(self) -> None:
         not_negative(self, "priority", "adv", "bn", "first_bn", "onehot", "balance", "reset")

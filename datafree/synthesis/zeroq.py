@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from datafree import config as flags
 from datafree import losses
-from datafree.config import BankSize, FirstNorm, StudentSteps, SynthesisBatch, Warmup
 from datafree.domain import Domain
 from datafree.fields import not_negative, positive, share
 from datafree.losses import Statistics
@@ -33,7 +33,7 @@ from datafree.teacher import Teacher
 @dataclass(frozen=True, kw_only=True)
 class ZeroQConfig:
     bn: Annotated[float, "weight of the batch-norm statistics"] = 1.0
-    first_bn: FirstNorm = 1.0
+    first_bn: flags.FirstNorm = 1.0
     input: Annotated[float, "weight of the images' own mean and spread"] = 1.0
     patches: Annotated[
         float | None, "weight of the entropy of patch similarities; default: 1 for a vision transformer, else 0"
@@ -41,10 +41,10 @@ class ZeroQConfig:
     pixel_steps: Annotated[int, "steps a round, on the pixels of one batch"] = 100
     pixel_lr: Annotated[float, "Adam's highest rate for the pixels, in normalised space"] = 0.5
     rise: Annotated[float, "share of a batch's steps over which the rate rises; a cosine follows"] = 0.0
-    student_steps: StudentSteps = 100
-    synthesis_batch: SynthesisBatch = None
-    bank: BankSize = 20_000
-    warmup: Warmup = 0.1
+    student_steps: flags.StudentSteps = 100
+    synthesis_batch: flags.SynthesisBatch = None
+    bank: flags.BankSize = 20_000
+    warmup: flags.Warmup = 0.1
 
     def __post_init__(self) -> None:
         not_negative(self, "bn", "first_bn", "input", "patches")

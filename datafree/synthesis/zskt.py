@@ -18,23 +18,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from datafree import config as flags
 from datafree import losses
-from datafree.config import (
-    BankSize,
-    Distance,
-    Feed,
-    GeneratorLr,
-    GeneratorName,
-    GeneratorWidth,
-    Latent,
-    Masked,
-    Output,
-    Reset,
-    SampleMode,
-    StudentMode,
-    StudentSteps,
-    SynthesisBatch,
-)
 from datafree.fields import choice, not_negative, positive
 from datafree.parallel import average_gradients
 from datafree.synthesis.imaging import Imaging
@@ -44,22 +29,22 @@ from datafree.training import cosine
 
 @dataclass(frozen=True, kw_only=True)
 class ZSKTConfig:
-    distance: Distance = "kl"
-    masked: Masked = False
-    latent: Latent = 100
-    generator: GeneratorName = "auto"
-    generator_width: GeneratorWidth = None
-    output: Output = "standardised"
-    generator_lr: GeneratorLr = 1e-3
+    distance: flags.Distance = "kl"
+    masked: flags.Masked = False
+    latent: flags.Latent = 100
+    generator: flags.GeneratorName = "auto"
+    generator_width: flags.GeneratorWidth = None
+    output: flags.Output = "standardised"
+    generator_lr: flags.GeneratorLr = 1e-3
     generator_schedule: Annotated[Literal["cosine", "constant"], "the generator's rate over the run"] = "cosine"
     generator_clip: Annotated[float, "largest norm of the generator's gradient; 0: not clipped"] = 5.0
-    student_steps: StudentSteps = 10
-    synthesis_batch: SynthesisBatch = None
-    student_mode: StudentMode = "train"
-    feed: Feed = "last"
-    sample_mode: SampleMode = "train"
-    bank: BankSize = 20_000
-    reset: Reset = 0
+    student_steps: flags.StudentSteps = 10
+    synthesis_batch: flags.SynthesisBatch = None
+    student_mode: flags.StudentMode = "train"
+    feed: flags.Feed = "last"
+    sample_mode: flags.SampleMode = "train"
+    bank: flags.BankSize = 20_000
+    reset: flags.Reset = 0
 
     def __post_init__(self) -> None:
         not_negative(self, "generator_clip", "reset")
