@@ -53,6 +53,7 @@ class DATM:
         if (records := planned_records(setting, config)) is not None:
             first_max(records, config)  # told before they are made
         self.setting, self.config, self.mtt = setting, config, MTT(setting, config)
+        self.state_dict, self.load_state_dict = self.mtt.state_dict, self.mtt.load_state_dict
         self.first_max = first_max(self.mtt.experts.records, config)
 
     @staticmethod
@@ -130,12 +131,6 @@ class DATM:
             write(list(mtt.network.parameters()), vector)
             total += torch.cat([mtt.passes.forward(mtt.network, part).float() for part in torch.split(images, 256)])
         return total / max(experts, 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.mtt.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.mtt.load_state_dict(state)
 
 
 def first_max(records: int, config: DATMConfig) -> int:

@@ -43,16 +43,9 @@ class DC:
 
     def __init__(self, setting: Setting, config: DCConfig) -> None:
         self.setting, self.config, self.learner = setting, config, Learner(setting, config)
+        self.advance = self.learner.advance
+        self.state_dict, self.load_state_dict = self.learner.state_dict, self.learner.load_state_dict
 
     def terms(self, synthetic: Synthetic) -> dict[str, Tensor]:
         network, config = self.learner.take(), self.config
         return {"match": match(network, self.setting, synthetic, config.real_batch, config.metric)}
-
-    def advance(self, synthetic: Synthetic) -> None:
-        self.learner.advance(synthetic)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.learner.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.learner.load_state_dict(state)

@@ -33,15 +33,10 @@ class TESLA:
 
     def __init__(self, setting: Setting, config: TESLAConfig) -> None:
         self.mtt = MTT(setting, config)
+        self.state_dict, self.load_state_dict = self.mtt.state_dict, self.mtt.load_state_dict
 
     def terms(self, synthetic: Synthetic) -> dict[str, Tensor]:
         return {"trajectory": self.mtt.distance(synthetic, self.mtt.starts(), exact=False)}
 
     def advance(self, synthetic: Synthetic) -> None:
         pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.mtt.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.mtt.load_state_dict(state)

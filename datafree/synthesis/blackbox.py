@@ -26,7 +26,7 @@ from datafree.fields import choice, not_negative, positive
 from datafree.generators.convolutional import Generator
 from datafree.parallel import shard, world_size
 from datafree.synthesis.imaging import Imaging
-from datafree.synthesis.setting import Batch, Setting, student_mode
+from datafree.synthesis.setting import Setting, student_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class BlackBox:
 
     def __init__(self, setting: Setting, config: BlackBoxConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
-        self.store = self.imaging.store
+        self.store, self.sample = self.imaging.store, self.imaging.sample
         assert isinstance(self.imaging.generator, Generator)
         self.generator = self.imaging.generator
         self.queries = 0
@@ -146,9 +146,6 @@ class BlackBox:
     @property
     def made(self) -> int:
         return self.store.made
-
-    def sample(self, n: int) -> Batch:
-        return self.imaging.sample(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {"imaging": self.imaging.state_dict(), "queries": self.queries}

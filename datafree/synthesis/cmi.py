@@ -28,7 +28,7 @@ from datafree.parallel import shard
 from datafree.synthesis.contrast import Contrast, described
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.inversion import Best, Latents
-from datafree.synthesis.setting import Batch, Setting, student_mode
+from datafree.synthesis.setting import Setting, student_mode
 from datafree.synthesis.terms import Means
 from datafree.synthesis.views import local_view
 
@@ -106,7 +106,7 @@ class CMI:
 
     def __init__(self, setting: Setting, config: CMIConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
-        self.store = self.imaging.store
+        self.store, self.sample = self.imaging.store, self.imaging.sample
         self.contrast: Contrast | None = None
         if config.contrast:
             self.contrast = Contrast(
@@ -161,9 +161,6 @@ class CMI:
     @property
     def made(self) -> int:
         return self.store.made
-
-    def sample(self, n: int) -> Batch:
-        return self.imaging.sample(n)
 
     def state_dict(self) -> dict[str, Any]:
         contrast = None if self.contrast is None else self.contrast.state_dict()

@@ -29,7 +29,7 @@ from datafree.losses.contrast import info_nce
 from datafree.parallel import gather, rank
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
-from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.setting import Setting
 from datafree.synthesis.terms import Means, look_and_judge
 
 
@@ -120,7 +120,7 @@ class CuDFKD:
 
     def __init__(self, setting: Setting, config: CuDFKDConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
-        self.store = self.imaging.store
+        self.store, self.sample = self.imaging.store, self.imaging.sample
         self.remembered = Remembered(config.bn_momentum, config.first_bn)
         self.queue: Tensor | None = None
 
@@ -166,9 +166,6 @@ class CuDFKD:
     @property
     def made(self) -> int:
         return self.store.made
-
-    def sample(self, n: int) -> Batch:
-        return self.imaging.sample(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -18,7 +18,7 @@ from datafree import config as flags
 from datafree import losses
 from datafree.fields import choice, not_negative, positive
 from datafree.synthesis.imaging import Imaging
-from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.setting import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,8 @@ class DAFL:
 
     def __init__(self, setting: Setting, config: DAFLConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
-        self.store = self.imaging.store
+        self.store, self.sample = self.imaging.store, self.imaging.sample
+        self.state_dict, self.load_state_dict = self.imaging.state_dict, self.imaging.load_state_dict
 
     def update(self) -> dict[str, float]:
         config, imaging = self.config, self.imaging
@@ -128,12 +129,3 @@ class DAFL:
     @property
     def made(self) -> int:
         return self.store.made
-
-    def sample(self, n: int) -> Batch:
-        return self.imaging.sample(n)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.imaging.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.imaging.load_state_dict(state)

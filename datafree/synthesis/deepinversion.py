@@ -119,6 +119,7 @@ class DeepInversion:
     def __init__(self, setting: Setting, config: DeepInversionConfig) -> None:
         self.setting, self.config = setting, config
         self.store = Store(setting, "bank", config.bank)
+        self.state_dict, self.load_state_dict = self.store.state_dict, self.store.load_state_dict
         self.space = pixel_space(setting)
         self.batch_size = config.synthesis_batch or usual_batch(setting.batch_size)
         self.patches = patches_weight(config.patches, setting)
@@ -184,9 +185,3 @@ class DeepInversion:
 
     def sample(self, n: int) -> Batch:
         return self.store.sample(n, lambda count: self.space.images(noise(self.setting, count, self.space)))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.store.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.store.load_state_dict(state)

@@ -16,7 +16,7 @@ from datafree import config as flags
 from datafree import losses
 from datafree.fields import choice, not_negative, positive
 from datafree.synthesis.imaging import Imaging
-from datafree.synthesis.setting import Batch, Setting, student_mode
+from datafree.synthesis.setting import Setting, student_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,8 @@ class DFAD:
 
     def __init__(self, setting: Setting, config: DFADConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
-        self.store = self.imaging.store
+        self.store, self.sample = self.imaging.store, self.imaging.sample
+        self.state_dict, self.load_state_dict = self.imaging.state_dict, self.imaging.load_state_dict
 
     def update(self) -> dict[str, float]:
         setting, imaging = self.setting, self.imaging
@@ -129,12 +130,3 @@ class DFAD:
     @property
     def made(self) -> int:
         return self.store.made
-
-    def sample(self, n: int) -> Batch:
-        return self.imaging.sample(n)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.imaging.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.imaging.load_state_dict(state)

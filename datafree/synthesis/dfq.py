@@ -17,7 +17,7 @@ from datafree import config as flags
 from datafree.fields import choice, not_negative, positive, share
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
-from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.setting import Setting
 from datafree.synthesis.terms import Means, look_and_judge
 
 
@@ -107,7 +107,7 @@ class DFQ:
 
     def __init__(self, setting: Setting, config: DFQConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
-        self.store = self.imaging.store
+        self.store, self.sample = self.imaging.store, self.imaging.sample
         self.remembered = Remembered(config.bn_momentum, config.first_bn)
 
     def update(self) -> dict[str, float]:
@@ -127,9 +127,6 @@ class DFQ:
     @property
     def made(self) -> int:
         return self.store.made
-
-    def sample(self, n: int) -> Batch:
-        return self.imaging.sample(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {"imaging": self.imaging.state_dict(), "remembered": self.remembered.state_dict()}

@@ -24,7 +24,7 @@ from datafree.parallel import shard
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.inversion import Best, Latents
 from datafree.synthesis.remembered import Remembered
-from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.setting import Setting
 from datafree.synthesis.terms import Means, inversion_terms
 
 REPTILE = 67.0  # Adam does not see it, but for its eps
@@ -105,7 +105,7 @@ class Fast:
 
     def __init__(self, setting: Setting, config: FastConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
-        self.store = self.imaging.store
+        self.store, self.sample = self.imaging.store, self.imaging.sample
         self.remembered = Remembered(config.bn_momentum, config.first_bn)
         self.first_renewed = False
         # θ. The generator itself is φ: one network, into which θ is copied at every call.
@@ -167,9 +167,6 @@ class Fast:
     @property
     def made(self) -> int:
         return self.store.made
-
-    def sample(self, n: int) -> Batch:
-        return self.imaging.sample(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -24,7 +24,7 @@ from datafree import config as flags
 from datafree.fields import choice, not_negative, positive, share
 from datafree.synthesis.noisy import NoisyImaging
 from datafree.synthesis.remembered import Remembered
-from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.setting import Setting
 from datafree.synthesis.terms import inversion_terms
 
 
@@ -96,7 +96,7 @@ class NAYER:
 
     def __init__(self, setting: Setting, config: NAYERConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, NoisyImaging(setting, config)
-        self.store = self.imaging.store
+        self.store, self.sample = self.imaging.store, self.imaging.sample
         self.remembered = Remembered(config.bn_momentum, config.first_bn)
 
     def terms(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -112,9 +112,6 @@ class NAYER:
     @property
     def made(self) -> int:
         return self.store.made
-
-    def sample(self, n: int) -> Batch:
-        return self.imaging.sample(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {"imaging": self.imaging.state_dict(), "remembered": self.remembered.state_dict()}

@@ -102,6 +102,7 @@ class SpaceshipNet:
     def __init__(self, setting: Setting, config: SpaceshipNetConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
         self.store = self.imaging.store
+        self.state_dict, self.load_state_dict = self.imaging.state_dict, self.imaging.load_state_dict
 
     def update(self) -> dict[str, float]:
         setting, config, imaging = self.setting, self.config, self.imaging
@@ -157,12 +158,6 @@ class SpaceshipNet:
     def _fresh(self, n: int) -> Tensor:
         """This process's slice of n new images, mixed unless there are no copies."""
         return self._render(self.imaging.latents(n)) if self.config.copies else self.imaging.fresh(n)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.imaging.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.imaging.load_state_dict(state)
 
 
 def kept_channels(draws: Tensor) -> Tensor:

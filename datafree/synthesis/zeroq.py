@@ -71,6 +71,7 @@ class ZeroQ:
     def __init__(self, setting: Setting, config: ZeroQConfig) -> None:
         self.setting, self.config = setting, config
         self.store = Store(setting, "bank", config.bank)
+        self.state_dict, self.load_state_dict = self.store.state_dict, self.store.load_state_dict
         self.space = pixel_space(setting)
         self.batch_size = config.synthesis_batch or usual_batch(setting.batch_size)
         self.patches = patches_weight(config.patches, setting)
@@ -108,12 +109,6 @@ class ZeroQ:
 
     def sample(self, n: int) -> Batch:
         return self.store.sample(n, lambda count: self.space.images(noise(self.setting, count, self.space)))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.store.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.store.load_state_dict(state)
 
 
 def calibration_images(

@@ -23,7 +23,7 @@ from datafree import losses
 from datafree.fields import choice, not_negative, positive
 from datafree.parallel import average_gradients
 from datafree.synthesis.imaging import Imaging
-from datafree.synthesis.setting import Batch, Setting, student_mode
+from datafree.synthesis.setting import Setting, student_mode
 from datafree.training import cosine
 
 
@@ -105,7 +105,8 @@ class ZSKT:
 
     def __init__(self, setting: Setting, config: ZSKTConfig) -> None:
         self.setting, self.config, self.imaging = setting, config, Imaging(setting, config)
-        self.store = self.imaging.store
+        self.store, self.sample = self.imaging.store, self.imaging.sample
+        self.state_dict, self.load_state_dict = self.imaging.state_dict, self.imaging.load_state_dict
 
     def update(self) -> dict[str, float]:
         setting, config, imaging = self.setting, self.config, self.imaging
@@ -140,12 +141,3 @@ class ZSKT:
     @property
     def made(self) -> int:
         return self.store.made
-
-    def sample(self, n: int) -> Batch:
-        return self.imaging.sample(n)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.imaging.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.imaging.load_state_dict(state)
