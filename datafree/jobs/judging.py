@@ -16,6 +16,7 @@ from datafree.data.condensed import FILE, CondensedSet, load_condensed
 from datafree.data.sources import split_name
 from datafree.data.wrapped import from_dataset
 from datafree.domain import DOMAINS, Domain
+from datafree.evaluation import ranking
 from datafree.evaluation.condensed import class_counts, score_set
 from datafree.evaluation.networks import Forward
 from datafree.evaluation.protocols import Protocol, arch_for, named_protocol, tiles_for
@@ -24,7 +25,7 @@ from datafree.jobs.machine import find_device
 from datafree.jobs.real_images import on_all_images, on_random_images
 from datafree.jobs.same_data import check_same_data, left_out
 from datafree.jobs.scoring import check_teacher_options
-from datafree.jobs.set_labels import check_labels, probabilities, ranking_scores
+from datafree.jobs.set_labels import check_labels, probabilities
 from datafree.models import build_model
 
 
@@ -154,10 +155,12 @@ def evaluate_set(
     if rank:
         assert whole_accuracy is not None
         say(f"training {15 * count + (0 if rate else 15)} networks of {archs[0]} more for DD-Ranking's scores")
-        result |= ranking_scores(
-            condensed, labels, held, networks=count, whole_accuracy=whole_accuracy, stored=counts, syn_lr=rate,
+        scores = ranking.rank(
+            held, image_tensor=images, hard_labels=condensed.made_for(), networks=count, stored=counts, syn_lr=rate,
+            soft_labels=labels if labels.is_floating_point() else None, full_accuracies=[whole_accuracy] * count,
             arch=archs[0], teacher=taught, seed=seed, device=place, precision=precision, make=make,
         )  # fmt: skip
+        result |= {"ranking_accuracies": scores.pop("accuracies"), **scores}
     return {
         "set": str(source) if not isinstance(source, CondensedSet) else None,
         "data": name,

@@ -1,17 +1,13 @@
-"""Whose labels the networks of `evaluate_set` are trained on, and DD-Ranking's scores of them."""
+"""Whose labels the networks of `evaluate_set` are trained on."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from datafree.data import Data
 from datafree.data.condensed import CondensedSet
 from datafree.evaluation.networks import Forward
 from datafree.evaluation.protocols import Protocol, named_protocol
-from datafree.evaluation.ranking import rank
 
 SET_LABELS = ("own", "hard", "teacher")
 
@@ -48,34 +44,3 @@ def probabilities(teacher: Forward, device: torch.device) -> Forward:
         return torch.cat([teacher(part.to(device)).float().softmax(1) for part in torch.split(images, 500)])
 
     return answer
-
-
-def ranking_scores(
-    condensed: CondensedSet,
-    labels: Tensor,
-    data: Data,
-    *,
-    networks: int,
-    whole_accuracy: float,
-    **options: Any,
-) -> dict[str, Any]:
-    """DD-Ranking's four scores of a set by its protocol, and "ranking_accuracies" behind them.
-
-    Args:
-        condensed: the set.
-        labels: of its decoded images, as networks are trained on them: class numbers or probabilities.
-        data: real images.
-        networks: how many of each kind.
-        whole_accuracy: of a network trained on all of `data`, in the place of as many as `networks`.
-        options: others of `rank`.
-    """
-    found = rank(
-        data,
-        image_tensor=condensed.decoded()[0],
-        hard_labels=condensed.made_for(),
-        soft_labels=labels if labels.is_floating_point() else None,
-        networks=networks,
-        full_accuracies=[whole_accuracy] * networks,
-        **options,
-    )
-    return {"ranking_accuracies": found.pop("accuracies"), **found}

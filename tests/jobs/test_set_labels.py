@@ -14,8 +14,8 @@ from torch.utils.data import TensorDataset
 from datafree.data.condensed import CondensedSet
 from datafree.domain import DOMAINS
 from datafree.evaluation import condensed as scoring
+from datafree.evaluation import ranking
 from datafree.evaluation.protocols import Protocol
-from datafree.jobs import set_labels
 from datafree.jobs.condensing import condense
 from datafree.jobs.judging import evaluate_set, stored_counts
 from datafree.models import build_model
@@ -130,7 +130,7 @@ def test_dd_ranking_gets_the_set_as_it_is_scored(
         given.update(options)
         return {"label_robust_score_mean": 0.25, "accuracies": {"synthetic": [0.5, 0.5]}}
 
-    monkeypatch.setattr(set_labels, "rank", rank)
+    monkeypatch.setattr(ranking, "rank", rank)
     file, answers = teacher
     options: dict[str, Any] = {"teacher": file, "teacher_arch": "mlp"} if taught else {}
     condensed = a_set(learning_rate=0.3)
