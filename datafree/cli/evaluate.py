@@ -12,10 +12,10 @@ from datafree.cli.display import percent, table
 from datafree.cli.options import Numbers
 from datafree.fields import flag
 
-# Options that a student has no use for.
-SETS_ONLY = (
-    "protocol", "seeds", "seed", "validation", "whole", "set_lr", "set_labels", "rank", "space", "precision",
-)  # fmt: skip
+# Options that students and sets have in common, and those that only a set has use for.
+COMMON = ("data", "teacher", "teacher_arch", "teacher_mean", "teacher_std", "device", "download")
+SETS_ONLY = ("protocol", "seeds", "seed", "validation", "whole", "set_lr", "set_labels", "rank", "precision")
+BY_PYTHON = {"seeds": "networks", "set_lr": "lr"}  # what Python's arguments are called otherwise
 # What is said of a set's labels, and the names of DD-Ranking's scores in a terminal.
 LABELS = {"own": "", "hard": ", hard labels", "teacher": ", a teacher's labels of set and random images"}
 RANKING = (
@@ -106,60 +106,34 @@ def evaluate(what: str | None, **values: Any) -> None:
 
         torch.set_num_threads(values["threads"])
     if what is not None and not is_condensed(what):
-        sets_only = _flags(given, *SETS_ONLY)
+        sets_only = _flags(given, *SETS_ONLY, "space")
         if sets_only:
             if not what.startswith(("torchvision:", "timm:")) and not os.path.exists(os.path.expanduser(what)):
                 raise ValueError(f"there is nothing at {what}: name a condensed set, the folder that condense wrote")
             raise ValueError(f"{what} is no condensed set, and {sets_only} is for sets: leave it out")
-        _student(what, values, as_json)
+        _student(what, given, as_json)
         return
     foreign_only = _flags(given, "mean", "std", "space") if what is not None else ""
     if foreign_only:
         raise ValueError(f"{what} says its own normalisation, and {foreign_only} is for --images: leave it out")
     scores = jobs.evaluate_set(
         _foreign(values) if what is None else what,
-        values["data"],
-        protocol=values["protocol"] or "default",
-        archs=[name.strip() for name in (values["arch"] or "").split(",") if name.strip()],
-        networks=values["seeds"],
-        lr=values["set_lr"],
-        seed=values["seed"] or 0,
-        validation=values["validation"],
-        whole=values["whole"],
-        set_labels=values["set_labels"] or "own",
-        rank=values["rank"],
-        teacher=values["teacher"],
-        teacher_arch=values["teacher_arch"],
-        teacher_mean=values["teacher_mean"],
-        teacher_std=values["teacher_std"],
-        device=values["device"],
-        precision=values["precision"] or "32",
-        download=values["download"],
+        archs=[name.strip() for name in given.get("arch", "").split(",") if name.strip()],
         say=lambda line: click.echo(line, err=True),
+        **_asked(given, *SETS_ONLY),
     )
-    if as_json:
-        click.echo(json.dumps(scores))
-        return
-    click.echo(table(_rows(scores)))
+    click.echo(json.dumps(scores) if as_json else table(_rows(scores)))
 
 
-def _student(student: str, values: dict[str, Any], as_json: bool) -> None:
+def _asked(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    """What goes on to Python of the options that were given: `COMMON` and `names`."""
+    return {BY_PYTHON.get(name, name): given[name] for name in (*COMMON, *names) if name in given}
+
+
+def _student(student: str, given: dict[str, Any], as_json: bool) -> None:
     from datafree import jobs
 
-    scores = jobs.evaluate(
-        student,
-        values["data"],
-        arch=values["arch"],
-        mean=values["mean"],
-        std=values["std"],
-        teacher=values["teacher"],
-        teacher_arch=values["teacher_arch"],
-        teacher_mean=values["teacher_mean"],
-        teacher_std=values["teacher_std"],
-        download=values["download"],
-        device=values["device"],
-        say=lambda line: click.echo(line, err=True),
-    )
+    scores = jobs.evaluate(student, say=lambda line: click.echo(line, err=True), **_asked(given, "arch", "mean", "std"))
     if as_json:
         click.echo(json.dumps(scores))
         return
