@@ -28,7 +28,8 @@ def light_config(spec: str) -> type:
     `dataclass` and `typing` names, nothing else.
 
     Args:
-        spec: "module:Class" as the registry has it; the class's configuration is called ClassConfig.
+        spec: "module:Class" as the registry has it; the class's configuration is called ClassConfig, or is one of
+            this file's (`Config = NoOptions`).
 
     Raises:
         ValueError: it is called something else, or there is no such module.
@@ -38,11 +39,16 @@ def light_config(spec: str) -> type:
     if found is None or found.origin is None:
         raise ValueError(f"there is no module {module}, where {name} should be: correct the registry's line")
     tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
-    body = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == f"{name}Config"]
-    if not body:
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    body = classes[name].body if name in classes else []
+    said = [ast.unparse(line) for line in body if isinstance(line, ast.Assign)]
+    if shared := [kind for known, kind in globals().items() if f"Config = {known}" in said]:
+        return shared[0]
+    own = classes.get(f"{name}Config")
+    if own is None:
         raise ValueError(f"{found.origin} has no class {name}Config: call the configuration of {name} so")
     space = {**vars(fields), **globals(), "flags": sys.modules[__name__], "__name__": module}
-    exec(compile(ast.Module(body=list(body), type_ignores=[]), found.origin, "exec", dont_inherit=True), space)
+    exec(compile(ast.Module(body=[own], type_ignores=[]), found.origin, "exec", dont_inherit=True), space)
     result: type = space[f"{name}Config"]
     return result
 
@@ -342,6 +348,11 @@ class ExpertsConfig(MachineConfig):
         positive(self, "count", "epochs", "images", "every", "lr", "batch_size")
         not_negative(self, "rho")
         choice(self, "augmentation_mode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Of a method that has no options."""
 
 
 @dataclass(frozen=True, kw_only=True)

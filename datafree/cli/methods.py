@@ -163,8 +163,9 @@ def read_config(path: str, kind: Kind) -> Saved:
         raise ValueError(f"{path} is no run.json of datafree {kind.job}: give one that a run wrote") from error
     if found != kind.job:
         raise ValueError(f"{path} is of a {found} run: give the run.json of a datafree {kind.job}")
-    _check_saved(path, config, kind.common)
-    _check_saved(path, own, light_config(kind.spec(str(config.get("method", kind.common.method)))))
+    _check_saved(path, config, kind.common, kind.job)
+    method = str(config.get("method", kind.common.method))
+    _check_saved(path, own, light_config(kind.spec(method)), f"method {method}")
     return Saved(config, own, chosen, sha256)
 
 
@@ -242,11 +243,11 @@ def _values(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if v is not None}
 
 
-def _check_saved(path: str, values: dict[str, Any], config: type) -> None:
+def _check_saved(path: str, values: dict[str, Any], config: type, whose: str) -> None:
     kinds: dict[str, Any] = {field.name: field.type for field in fields_of(config)}
     for name, value in values.items():
         if name not in kinds:
-            raise ValueError(f"{path} holds {name!r}, which {config.__name__} does not know: remove it")
+            raise ValueError(f"{path} holds {name!r}, which is no option of {whose}: remove it")
         wanted = (int, float) if kinds[name] is float else kinds[name]
         numbers = value if isinstance(value, tuple) else ()
         if not isinstance(value, wanted) or not all(isinstance(n, int | float) for n in numbers):

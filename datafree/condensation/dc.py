@@ -10,7 +10,6 @@ Where we differ: docs/condensation/dc.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -21,13 +20,8 @@ from datafree.condensation.synthetic import Synthetic
 from datafree.config import GradientOptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class DCConfig(GradientOptions):
-    pass
-
-
 class DC:
-    Config = DCConfig
+    Config = GradientOptions
     LOOP: Mapping[str, Any] = {
         "init": "real",
         "factor": 1,
@@ -41,7 +35,7 @@ class DC:
     )  # fmt: skip
     SOFT_AT_END = True  # matching reads learned labels alone; soft ones are made of the images at the end
 
-    def __init__(self, setting: Setting, config: DCConfig) -> None:
+    def __init__(self, setting: Setting, config: GradientOptions) -> None:
         self.setting, self.config, self.learner = setting, config, Learner(setting, config)
         self.advance = self.learner.advance
         self.state_dict, self.load_state_dict = self.learner.state_dict, self.learner.load_state_dict

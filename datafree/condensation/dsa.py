@@ -9,7 +9,6 @@ on augmented images, each with a draw of its own. Where we differ: docs/condensa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -21,18 +20,13 @@ from datafree.condensation.synthetic import Synthetic
 from datafree.config import GradientOptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class DSAConfig(GradientOptions):
-    pass
-
-
 class DSA:
-    Config = DSAConfig
+    Config = GradientOptions
     LOOP: Mapping[str, Any] = {**DC.LOOP, "augmentation": "color_crop_cutout_flip_scale_rotate"}
     READS: tuple[str, ...] = DC.READS
     SOFT_AT_END = True  # matching reads learned labels alone; soft ones are made of the images at the end
 
-    def __init__(self, setting: Setting, config: DSAConfig) -> None:
+    def __init__(self, setting: Setting, config: GradientOptions) -> None:
         self.setting, self.config, self.learner = setting, config, Learner(setting, config, augmented=True)
         self.advance = self.learner.advance
         self.state_dict, self.load_state_dict = self.learner.state_dict, self.learner.load_state_dict

@@ -11,7 +11,6 @@ another gradient or from other records. Our defaults' differences: docs/condensa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,13 +26,8 @@ from datafree.data.augmentation import Draws, apply, draw
 from datafree.training import TermError
 
 
-@dataclass(frozen=True, kw_only=True)
-class MTTConfig(TrajectoryOptions):
-    pass
-
-
 class MTT:
-    Config = MTTConfig
+    Config = TrajectoryOptions
     LOOP: Mapping[str, Any] = {
         "init": "real",
         "factor": 1,

@@ -14,7 +14,6 @@ docs/condensation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,41 +23,17 @@ from datafree.condensation.coresets import herding, k_center, k_means, most_cent
 from datafree.condensation.networks import check_embeddings
 from datafree.condensation.setting import Setting
 from datafree.condensation.trained import embeddings, needed_network, trained_network
+from datafree.config import NoOptions
 from datafree.data.tensors import to_float
 
 
-@dataclass(frozen=True, kw_only=True)
-class RandomConfig:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class HerdingConfig:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class KCenterConfig:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class KMeansConfig:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanConfig:
-    pass
-
-
 class Random:
-    Config = RandomConfig
+    Config = NoOptions
     LOOP: Mapping[str, Any] = {}
     READS: tuple[str, ...] = ()
     NEEDS_NETWORK = False
 
-    def __init__(self, setting: Setting, config: RandomConfig) -> None:
+    def __init__(self, setting: Setting, config: NoOptions) -> None:
         self.setting = setting
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -67,15 +42,15 @@ class Random:
 
 
 class Herding:
-    Config = HerdingConfig
+    Config = NoOptions
     LOOP: Mapping[str, Any] = {}
     READS: tuple[str, ...] = ()
 
-    def __init__(self, setting: Setting, config: HerdingConfig) -> None:
+    def __init__(self, setting: Setting, config: NoOptions) -> None:
         self.setting = setting
 
     @staticmethod
-    def beforehand(setting: Setting, config: HerdingConfig) -> list[str]:
+    def beforehand(setting: Setting, config: NoOptions) -> list[str]:
         return [needed_network(setting, selecting=True)]
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -83,12 +58,12 @@ class Herding:
 
 
 class KCenter:
-    Config = KCenterConfig
+    Config = NoOptions
     LOOP: Mapping[str, Any] = {}
     READS: tuple[str, ...] = ()
     beforehand = staticmethod(Herding.beforehand)
 
-    def __init__(self, setting: Setting, config: KCenterConfig) -> None:
+    def __init__(self, setting: Setting, config: NoOptions) -> None:
         self.setting = setting
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -99,12 +74,12 @@ class KCenter:
 
 
 class KMeans:
-    Config = KMeansConfig
+    Config = NoOptions
     LOOP: Mapping[str, Any] = {}
     READS: tuple[str, ...] = ()
     beforehand = staticmethod(Herding.beforehand)
 
-    def __init__(self, setting: Setting, config: KMeansConfig) -> None:
+    def __init__(self, setting: Setting, config: NoOptions) -> None:
         self.setting = setting
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -115,12 +90,12 @@ class KMeans:
 
 
 class Mean:
-    Config = MeanConfig
+    Config = NoOptions
     LOOP: Mapping[str, Any] = {}
     READS: tuple[str, ...] = ()
     NEEDS_NETWORK = False
 
-    def __init__(self, setting: Setting, config: MeanConfig) -> None:
+    def __init__(self, setting: Setting, config: NoOptions) -> None:
         self.setting = setting
 
     def build(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ ImageNet-1K with constant memory". Our defaults' differences: docs/condensation/
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -20,18 +19,13 @@ from datafree.condensation.synthetic import Synthetic
 from datafree.config import TrajectoryOptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class TESLAConfig(TrajectoryOptions):
-    pass
-
-
 class TESLA:
-    Config = TESLAConfig
+    Config = TrajectoryOptions
     LOOP: Mapping[str, Any] = MTT.LOOP
     READS: tuple[str, ...] = MTT.READS
     beforehand = staticmethod(MTT.beforehand)
 
-    def __init__(self, setting: Setting, config: TESLAConfig) -> None:
+    def __init__(self, setting: Setting, config: TrajectoryOptions) -> None:
         self.mtt = MTT(setting, config)
         self.state_dict, self.load_state_dict = self.mtt.state_dict, self.mtt.load_state_dict
 

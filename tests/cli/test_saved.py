@@ -87,6 +87,15 @@ def test_what_was_set_and_another_method_does_not_read_is_refused(cli: Cli, tmp_
     assert "random does not read --nets, --net-pool" in answer.err
 
 
+@pytest.mark.parametrize(("holder", "whose"), [("config", "condense"), ("method_options", "method random")])
+def test_a_saved_option_that_there_is_not_is_named(holder: str, whose: str, cli: Cli, tmp_path: Path) -> None:
+    file, about = saved(tmp_path, "condense", method="random", ipc=2)
+    about[holder]["odd"] = 1
+    Path(file).write_text(json.dumps(about))
+    said = f"error: {file} holds 'odd', which is no option of {whose}: remove it\n"
+    assert cli("condense", "--config", file).err == said
+
+
 def test_a_preset_stays_with_its_method(cli: Cli, tmp_path: Path) -> None:
     file, first = saved(tmp_path, "train", method="dfad", preset="official", steps=2)
     assert again(file, "train")["config"] == first["config"]

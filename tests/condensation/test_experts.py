@@ -29,10 +29,10 @@ from datafree.condensation.experts import (
     scaled_recipe,
     train_step,
 )
-from datafree.condensation.mtt import MTT, MTTConfig, last_start
+from datafree.condensation.mtt import MTT, last_start
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.condensation.tesla import TESLA, TESLAConfig
+from datafree.condensation.tesla import TESLA
 from datafree.condensation.unrolling import PLAIN, Unrolled, flat, plain_forward, quick
 from datafree.config import ExpertsConfig, TrajectoryOptions
 from datafree.data.augmentation import parse_augmentation
@@ -240,7 +240,7 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch norm, whose running statistics"):
         describe(make_setting(tmp_path, lambda: nn.Sequential(nn.BatchNorm2d(1), Small())))
     folder = record(make_setting(tmp_path), RECIPE, tmp_path / "mine").folder
-    options = MTTConfig(expert_folder=str(folder))
+    options = TrajectoryOptions(expert_folder=str(folder))
     assert find_experts(make_setting(tmp_path), options).count == 2
     with pytest.raises(ValueError, match="another network"):
         find_experts(make_setting(tmp_path, lambda: Small(6)), options)
@@ -249,13 +249,13 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="other data"):
         find_experts(other, options)
     with pytest.raises(ValueError, match="no experts: datafree experts --out"):
-        find_experts(make_setting(tmp_path), MTTConfig(expert_folder=str(tmp_path / "none")))
+        find_experts(make_setting(tmp_path), TrajectoryOptions(expert_folder=str(tmp_path / "none")))
     with pytest.raises(ValueError, match="holds 2 whole experts"):
-        find_experts(make_setting(tmp_path), MTTConfig(expert_folder=str(folder), experts=3))
+        find_experts(make_setting(tmp_path), TrajectoryOptions(expert_folder=str(folder), experts=3))
     with pytest.raises(ValueError, match="another recipe"):
         record(make_setting(tmp_path), dataclasses.replace(RECIPE, lr=0.3), folder)
     with pytest.raises(ValueError, match="too few"):
-        MTT(make_setting(tmp_path), MTTConfig(expert_folder=str(folder), expert_span=4))
+        MTT(make_setting(tmp_path), TrajectoryOptions(expert_folder=str(folder), expert_span=4))
 
 
 @pytest.mark.parametrize(
@@ -273,14 +273,14 @@ def test_experts_of_another_network_say_what_differs(changes: dict[str, Any], sa
     if "whitening" in changes:
         changes = {"whitening": Whitening.fit(to_float(setting.real.x))}
     with pytest.raises(ValueError, match=rf"are of another network \({says}\): record some with datafree experts$"):
-        find_experts(make_setting(tmp_path, **changes), MTTConfig(expert_folder=str(folder)))
+        find_experts(make_setting(tmp_path, **changes), TrajectoryOptions(expert_folder=str(folder)))
 
 
 @pytest.mark.parametrize(
     ("method", "config", "says"),
     [
-        (MTT, MTTConfig(**SHORT, max_start=9), "3 records are too few for --max-start 9"),
-        (TESLA, TESLAConfig(**{**SHORT, "expert_span": 9}), "too few"),
+        (MTT, TrajectoryOptions(**SHORT, max_start=9), "3 records are too few for --max-start 9"),
+        (TESLA, TrajectoryOptions(**{**SHORT, "expert_span": 9}), "too few"),
         (DATM, DATMConfig(**SHORT, min_start=9), "--min-start and --first-max-start lie at or below the last .* 1$"),
         (DATM, DATMConfig(**SHORT, first_max_start=9), "--min-start and --first-max-start"),
     ],
@@ -296,13 +296,16 @@ def test_what_experts_cannot_serve_is_told_before_they_are_made(
 
 
 def test_experts_are_scaled_to_the_run(tmp_path: Path) -> None:
-    short, long = (scaled_recipe(make_setting(tmp_path, clock=Clock(seconds=s)), MTTConfig()) for s in (0.001, 1.0))
+    clocks = (Clock(seconds=s) for s in (0.001, 1.0))
+    short, long = (scaled_recipe(make_setting(tmp_path, clock=clock), TrajectoryOptions()) for clock in clocks)
     assert short.count * short.steps < long.count * long.steps
-    assert long == scaled_recipe(make_setting(tmp_path, clock=Clock(seconds=1.0)), MTTConfig())
+    assert long == scaled_recipe(make_setting(tmp_path, clock=Clock(seconds=1.0)), TrajectoryOptions())
     assert long.steps % long.every == 0
-    few = scaled_recipe(make_setting(tmp_path, clock=Clock(steps=2)), MTTConfig(inner_steps=2, expert_batch=32))
+    few = scaled_recipe(make_setting(tmp_path, clock=Clock(steps=2)), TrajectoryOptions(inner_steps=2, expert_batch=32))
     assert few.count * few.steps < 300
-    asked = MTTConfig(experts=4, expert_epochs=3, expert_images=50, expert_every=2, expert_batch=20, expert_lr=0.3)
+    asked = TrajectoryOptions(
+        experts=4, expert_epochs=3, expert_images=50, expert_every=2, expert_batch=20, expert_lr=0.3
+    )
     assert scaled_recipe(make_setting(tmp_path), asked) == Recipe(count=4, steps=8, every=2, lr=0.3, batch_size=20)
     assert make_recipe(count=1, epochs=2, images=None, every=None, available=60, batch_size=20).every == 3
 
@@ -350,7 +353,7 @@ def test_an_expert_that_diverges_is_an_error_and_is_not_kept(tmp_path: Path, rat
         record(make_setting(tmp_path), recipe, folder)
     assert not folder.exists()  # so that the corrected command is not in its own way
     assert record(make_setting(tmp_path), RECIPE, folder).count == 2
-    options = MTTConfig(**{**SHORT, "expert_lr": rate})
+    options = TrajectoryOptions(**{**SHORT, "expert_lr": rate})
     with pytest.raises(TermError, match="give a lower --expert-lr, which is"):
         find_experts(make_setting(tmp_path), options)
 
@@ -365,7 +368,7 @@ def test_a_folder_with_an_expert_that_diverged_is_refused(tmp_path: Path) -> Non
     held["moves"][-1, 3] = torch.inf
     about["crc"] = checksum(held)
     save_file(held, expert_file(folder, 1), metadata={"datafree": json.dumps(about)})
-    options = MTTConfig(expert_folder=str(folder))
+    options = TrajectoryOptions(expert_folder=str(folder))
     with pytest.raises(ValueError, match=f"^expert 2 of {folder} diverged, .*: record others with datafree experts"):
         find_experts(make_setting(tmp_path), options)
     assert find_experts(make_setting(tmp_path), dataclasses.replace(options, experts=1)).count == 1
@@ -375,7 +378,7 @@ def test_a_folder_with_an_expert_that_diverged_is_refused(tmp_path: Path) -> Non
 
 # Matching
 
-METHODS: list[tuple[Any, type[TrajectoryOptions]]] = [(MTT, MTTConfig), (TESLA, TESLAConfig), (DATM, DATMConfig)]
+METHODS: list[tuple[Any, type[TrajectoryOptions]]] = [(method, method.Config) for method in (MTT, TESLA, DATM)]
 
 
 def start(tmp_path: Path, method: Any, config: type[TrajectoryOptions], **changes: Any) -> tuple[Any, Synthetic]:
@@ -436,7 +439,7 @@ def test_gradients_reach_all_that_is_learned(tmp_path: Path, method: Any, config
 
 
 def test_batches_are_pieces_of_one_order_after_another(tmp_path: Path) -> None:
-    objective, _ = start(tmp_path, MTT, MTTConfig)
+    objective, _ = start(tmp_path, MTT, TrajectoryOptions)
     objective.setting.augmentation = None
     images, labels = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 8, 8), torch.arange(3)
     found = [make(images, labels) for make in objective._batches(images)]
@@ -448,7 +451,7 @@ def test_batches_are_pieces_of_one_order_after_another(tmp_path: Path) -> None:
 
 def test_tesla_is_mtt_for_one_inner_step(tmp_path: Path) -> None:
     one = {"inner_steps": 1}
-    mine, theirs = start(tmp_path, MTT, MTTConfig, **one), start(tmp_path, TESLA, TESLAConfig, **one)
+    mine, theirs = start(tmp_path, MTT, TrajectoryOptions, **one), start(tmp_path, TESLA, TrajectoryOptions, **one)
     assert steps(*mine, 3) == steps(*theirs, 3)
     assert torch.equal(mine[1].images, theirs[1].images)
 
@@ -464,7 +467,7 @@ def test_two_processes_share_a_steps_experts(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(parallel, "world_size", lambda: world)
         monkeypatch.setattr(parallel, "rank", lambda: rank)
         monkeypatch.setattr(parallel, "mean_over_processes", mean if world == 2 else lambda x: x)
-        objective, synthetic = start(tmp_path, MTT, MTTConfig, experts_per_step=3)
+        objective, synthetic = start(tmp_path, MTT, TrajectoryOptions, experts_per_step=3)
         assert synthetic.log_rate is not None
         synthetic.log_rate.data.fill_(-7.0)
         term = objective.terms(synthetic)["trajectory"]
@@ -577,7 +580,7 @@ def test_learning_the_set_brings_students_nearer_to_the_expert(tmp_path: Path) -
     """Of images that start as grey noise: all that is learned is learned from the trajectory."""
     setting = make_setting(tmp_path)
     options = {**SHORT, "experts": 1, "expert_span": 3, "max_start": 0, "inner_steps": 6, "batch_synthetic": 3}
-    objective = MTT(setting, MTTConfig(**options))
+    objective = MTT(setting, TrajectoryOptions(**options))
     images = 0.5 + 0.1 * torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     synthetic = Synthetic(images, torch.arange(3), learning_rate=0.1)
     optimizer = torch.optim.Adam(synthetic.parameters().values(), 0.03)
@@ -595,7 +598,7 @@ def test_learning_the_set_brings_students_nearer_to_the_expert(tmp_path: Path) -
 
 def test_a_steps_distance_is_the_mean_over_its_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"experts_per_step": 2, "expert_span": 2, "inner_steps": 2, "expert_epochs": 6}
-    objective, synthetic = start(tmp_path, MTT, MTTConfig, **changes)
+    objective, synthetic = start(tmp_path, MTT, TrajectoryOptions, **changes)
     assert isinstance(objective, MTT)
     drawn = iter((1, 0, 0, 1))  # the second expert from its first record, the first from its second
     monkeypatch.setattr(objective, "_draw", lambda *_: next(drawn))
@@ -622,7 +625,7 @@ def test_a_steps_distance_is_the_mean_over_its_experts(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(("records", "asked", "wanted"), [(10, None, 5), (6, None, 3), (5, None, 2), (6, 4, 4)])
 def test_students_start_in_the_first_half_unless_asked(records: int, asked: int | None, wanted: int) -> None:
-    assert last_start(records, MTTConfig(expert_span=2, max_start=asked)) == wanted
+    assert last_start(records, TrajectoryOptions(expert_span=2, max_start=asked)) == wanted
 
 
 def test_judges_are_the_experts_ends_and_all_that_they_take_rightly_is_as_good(

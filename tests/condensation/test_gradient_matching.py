@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from datafree import losses, parallel
 from datafree.condensation.class_gradients import class_by_class, class_gradients, settle_norms, train_step
-from datafree.condensation.dc import DC, DCConfig
-from datafree.condensation.dsa import DSA, DSAConfig
+from datafree.condensation.dc import DC
+from datafree.condensation.dsa import DSA
 from datafree.condensation.gradient_matching import loops
 from datafree.condensation.idc import IDC, IDCConfig, weight
 from datafree.condensation.loop import ImageTrainer
@@ -27,7 +27,7 @@ from datafree.condensation.networks import cut_and_mixed
 from datafree.condensation.second_order import constant_conv, first_block, norm_relu_pool
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import Synthetic
-from datafree.config import CondenseConfig
+from datafree.config import CondenseConfig, GradientOptions
 from datafree.data import Data, load_data
 from datafree.data.augmentation import parse_augmentation
 from datafree.data.formation import decode
@@ -263,9 +263,9 @@ def test_objective_equals_a_plain_loop_over_classes(name: str, batch_norm: bool)
         theirs = [g.detach() for g in gradients[0]]
         value = value + weights * losses.gradient_distance(theirs, gradients[1], metric)
     (wanted,) = torch.autograd.grad(value, synthetic.images)
-    methods: dict[str, tuple[Any, Any]] = {"dc": (DC, DCConfig), "dsa": (DSA, DSAConfig), "idc": (IDC, IDCConfig)}
-    method, config = methods[name]
-    objective = method(setting, config(real_batch=4))
+    methods: dict[str, Any] = {"dc": DC, "dsa": DSA, "idc": IDC}
+    method = methods[name]
+    objective = method(setting, method.Config(real_batch=4))
     (term,) = objective.terms(synthetic).values()
     torch.testing.assert_close(term, value, **CLOSE)
     (gradient,) = torch.autograd.grad(term, synthetic.images)
@@ -288,7 +288,7 @@ def test_dcs_gradient_is_that_of_finite_differences() -> None:
 
     def value() -> Tensor:
         torch.manual_seed(5)
-        (term,) = DC(make_setting(), DCConfig(real_batch=4)).terms(synthetic).values()
+        (term,) = DC(make_setting(), GradientOptions(real_batch=4)).terms(synthetic).values()
         return term
 
     (gradient,) = torch.autograd.grad(value(), synthetic.images)
@@ -313,7 +313,7 @@ def make_trainer(method: Any, synthetic: Synthetic, **changes: Any) -> ImageTrai
     return ImageTrainer(synthetic, CondenseConfig(**options))
 
 
-WITH_AND_WITHOUT: list[tuple[Any, Any]] = [(DC, DCConfig), (DSA, DSAConfig)]
+WITH_AND_WITHOUT: list[tuple[Any, Any]] = [(DC, GradientOptions), (DSA, GradientOptions)]
 
 
 def test_dsa_without_augmentation_is_dc() -> None:
@@ -345,8 +345,8 @@ def test_dsa_augments_where_dc_trains_networks_on_the_images_as_they_are() -> No
 def test_five_steps_are_two_and_three(name: str, batch_norm: bool) -> None:
     augmentation = parse_augmentation("color_crop", mean=(0.4,), std=(0.3,))
     method, config = {
-        "dc": (DC, DCConfig(outer=3, inner=2)),
-        "dsa": (DSA, DSAConfig(outer=3, inner=2)),
+        "dc": (DC, GradientOptions(outer=3, inner=2)),
+        "dsa": (DSA, GradientOptions(outer=3, inner=2)),
         "idc": (IDC, IDCConfig(train_steps=1)),
     }[name]
 
@@ -377,7 +377,7 @@ def test_networks_learn_from_the_set_by_plain_descent_on_its_labels() -> None:
     logits = torch.randn(6, CLASSES, dtype=torch.float64)
     synthetic = Synthetic(images, torch.tensor([0, 0, 1, 2, 2, 2]), label_logits=logits)
     twin = next_network(setting)
-    objective = DC(setting, DCConfig(real_batch=4, outer=2, inner=2, net_lr=0.3))
+    objective = DC(setting, GradientOptions(real_batch=4, outer=2, inner=2, net_lr=0.3))
     objective.terms(synthetic)
     objective.advance(synthetic)
     for _ in range(2):
@@ -391,7 +391,7 @@ def test_networks_learn_from_the_set_by_plain_descent_on_its_labels() -> None:
 
 def test_a_network_serves_outer_matches() -> None:
     torch.manual_seed(4)
-    synthetic, objective = make_synthetic(), DC(make_setting(), DCConfig(outer=2, inner=1))
+    synthetic, objective = make_synthetic(), DC(make_setting(), GradientOptions(outer=2, inner=1))
     served = []
     for step in range(4):
         if step:
@@ -405,10 +405,10 @@ def test_a_network_serves_outer_matches() -> None:
 
 def test_loops_are_the_published_ones() -> None:
     published = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-    assert {images: loops(images, DCConfig()) for images in published} == published
-    assert loops(5, DCConfig()) == (5, 100)
-    assert loops(1000, DCConfig()) == (1000, 1)
-    assert loops(10, DCConfig(outer=2, inner=3)) == (2, 3)
+    assert {images: loops(images, GradientOptions()) for images in published} == published
+    assert loops(5, GradientOptions()) == (5, 100)
+    assert loops(1000, GradientOptions()) == (1000, 1)
+    assert loops(10, GradientOptions(outer=2, inner=3)) == (2, 3)
 
 
 def test_settled_norms_have_the_images_statistics_and_let_no_image_see_another() -> None:
@@ -435,7 +435,8 @@ def test_processes_terms_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> N
             monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
             torch.manual_seed(4)
             setting, synthetic = make_setting(augmentation=parse_augmentation("color_crop")), make_synthetic()
-            objective: Any = DC(setting, DCConfig()) if name == "dc" else IDC(setting, IDCConfig(synthetic_batch=2))
+            dc = name == "dc"
+            objective: Any = DC(setting, GradientOptions()) if dc else IDC(setting, IDCConfig(synthetic_batch=2))
             (term,) = objective.terms(synthetic).values()
             term.backward()
             total += term.detach()
@@ -568,7 +569,8 @@ def accuracy(images: Tensor, labels: Tensor, data: Data, make: Any) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "config", "image_lr"),
-    [(DC, DCConfig(), 0.01), (DSA, DSAConfig(), 0.01), (IDC, IDCConfig(train_steps=1), 0.05)],  # a short run
+    # a short run
+    [(DC, GradientOptions(), 0.01), (DSA, GradientOptions(), 0.01), (IDC, IDCConfig(train_steps=1), 0.05)],
 )
 def test_condensed_digits_beat_the_real_ones_they_began_as(method: Any, config: Any, image_lr: float) -> None:
     data = load_data("digits", device=torch.device("cpu"))

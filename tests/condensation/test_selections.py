@@ -26,6 +26,7 @@ from datafree.condensation.ncfm import NCFM
 from datafree.condensation.networks import look
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.trained import trained_network, training_steps
+from datafree.config import NoOptions
 from datafree.data import load_data
 from datafree.data.formation import decode, encode
 from datafree.data.mixing import random_resized_crop
@@ -120,14 +121,14 @@ def test_herding_takes_the_rows_that_the_definition_says(three: Setting) -> None
 
 
 def test_k_means_for_one_image_is_the_one_nearest_to_the_mean(three: Setting) -> None:
-    images, _ = subsets.KMeans(three, subsets.KMeansConfig()).build([1, 1, 1])
+    images, _ = subsets.KMeans(three, NoOptions()).build([1, 1, 1])
     herded = torch.cat(subsets.herding_rows(three, [1, 1, 1], selecting=True))
     assert places(three, images) == herded.tolist()
 
 
 def test_mean_is_the_mean_and_needs_no_network(three: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(subsets, "trained_network")
-    images, labels = subsets.Mean(three, subsets.MeanConfig()).build([1, 1, 4])
+    images, labels = subsets.Mean(three, NoOptions()).build([1, 1, 4])
     for label in range(2):
         wanted = to_float(three.real.x[three.real.y == label]).double().mean(0)
         torch.testing.assert_close(images[label].double(), wanted, rtol=0, atol=1e-6)
@@ -158,7 +159,7 @@ def test_a_network_without_activations_is_refused_before_it_is_trained(method: A
 def test_random_is_what_the_run_starts_from(three: Setting) -> None:
     from datafree.condensation.initial import initial_images
 
-    first, _ = subsets.Random(three, subsets.RandomConfig()).build(COUNTS)
+    first, _ = subsets.Random(three, NoOptions()).build(COUNTS)
     three.rng.manual_seed(3)
     assert torch.equal(first, initial_images(three, COUNTS, "real", 1)[0])
 
