@@ -33,13 +33,7 @@ KIND = Kind(
 )  # fmt: skip
 
 
-class CondenseCommand(MethodCommand):
-    """`condense` with the flags of its method."""
-
-    kind = KIND
-
-
-@click.command(cls=CondenseCommand)
+@click.command(cls=MethodCommand, kind=KIND)
 def condense(**values: Any) -> None:
     """Condense a real data set into a few synthetic images.
 

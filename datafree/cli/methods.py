@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -70,12 +70,11 @@ class Saved(NamedTuple):
 
 
 class MethodCommand(click.Command):
-    """Adds the flags of the method that `--method` (or the saved run of `--config`) names.
+    """Adds the flags of the method that `--method` (or the saved run of `--config`) names."""
 
-    What a subclass says: `kind`, see there.
-    """
-
-    kind: ClassVar[Kind]
+    def __init__(self, *args: Any, kind: Kind, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.kind = kind
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         name = _peek(args, "--method") or self._saved_method(_peek(args, "--config")) or self.kind.common.method

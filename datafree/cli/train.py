@@ -30,13 +30,7 @@ KIND = Kind(
 )  # fmt: skip
 
 
-class TrainCommand(MethodCommand):
-    """`train` with the flags of its method."""
-
-    kind = KIND
-
-
-@click.command(cls=TrainCommand)
+@click.command(cls=MethodCommand, kind=KIND)
 def train(**values: Any) -> None:
     """Distil a teacher into a smaller student, without the teacher's data.
 
