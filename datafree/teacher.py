@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,7 @@ from datafree.parallel import channel_statistics
 
 
 class View(NamedTuple):
-    """What one pass showed."""
-
-    logits: Tensor
-    features: Tensor | None
-    statistics: list[Statistics]
-
-
-class TokenView(NamedTuple):
-    """What one pass showed, with the patches that came out of each attention block, (N, P, D)."""
+    """What one pass showed; `tokens`: the patches that came out of each attention block, (N, P, D)."""
 
     logits: Tensor
     features: Tensor | None
@@ -142,17 +134,7 @@ class Teacher:
         copied.eval()
         return answer
 
-    @overload
-    def look(self, images: Tensor, *, features: bool = ..., statistics: bool = ...) -> View: ...
-
-    @overload
-    def look(
-        self, images: Tensor, *, features: bool = ..., statistics: bool = ..., tokens: Literal[True]
-    ) -> TokenView: ...
-
-    def look(
-        self, images: Tensor, *, features: bool = False, statistics: bool = False, tokens: bool = False
-    ) -> View | TokenView:
+    def look(self, images: Tensor, *, features: bool = False, statistics: bool = False, tokens: bool = False) -> View:
         """Logits, and if asked for the penultimate features (N, D), the norm layers' statistics, the attended patches.
 
         The features are the input of the last linear layer (or, failing that, of the last convolution) that ran.
@@ -173,8 +155,7 @@ class Teacher:
         attended: list[Tensor] = []
         with _hooks(self, seen if statistics else None, last if features else None, attended if tokens else None):
             logits = self(images)
-        shown = View(logits, last[-1].flatten(1) if last else None, seen)
-        return TokenView(*shown, attended) if tokens else shown
+        return View(logits, last[-1].flatten(1) if last else None, seen, attended)
 
 
 def _stands_in(module: nn.Module) -> bool:

@@ -142,7 +142,7 @@ class CMI:
         setting, config = self.setting, self.config
         view = setting.view(images)
         if self.contrast is None:
-            teacher, _, seen = setting.teacher.look(view, statistics=config.bn > 0)
+            teacher, _, seen, _ = setting.teacher.look(view, statistics=config.bn > 0)
         else:
             teacher, whole, seen = described(setting.teacher, view, statistics=config.bn > 0)
         terms = {"onehot": config.onehot * F.cross_entropy(raised(teacher), targets)}

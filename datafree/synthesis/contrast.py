@@ -97,7 +97,7 @@ def described(teacher: Teacher, images: Tensor, *, statistics: bool = False) -> 
         ValueError: nothing of either can be seen.
     """
     with watch_means(teacher.norms) as means:
-        logits, features, seen = teacher.look(images, features=not teacher.norms, statistics=statistics)
+        logits, features, seen, _ = teacher.look(images, features=not teacher.norms, statistics=statistics)
     if features is not None:
         return logits, raised(features), seen
     if not means:

@@ -115,7 +115,7 @@ class DAFL:
         config, imaging = self.config, self.imaging
         imaging.begin_round()
         images = imaging.images()
-        teacher, features, _ = self.setting.teacher.look(images, features=config.activation > 0)
+        teacher, features, _, _ = self.setting.teacher.look(images, features=config.activation > 0)
         terms = {
             "onehot": config.onehot * losses.onehot(teacher),
             "balance": config.balance * losses.class_balance(teacher, self.setting.prior),

@@ -129,7 +129,7 @@ class PRE:
         """One step of the generator; the terms."""
         setting, config, imaging = self.setting, self.config, self.imaging
         images = imaging.images()
-        teacher, features, _ = setting.teacher.look(images, features=config.activation > 0)
+        teacher, features, _, _ = setting.teacher.look(images, features=config.activation > 0)
         terms = self.decided(teacher)
         if features is not None:
             terms["activation"] = config.activation * losses.activation(features)

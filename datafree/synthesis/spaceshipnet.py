@@ -112,7 +112,7 @@ class SpaceshipNet:
         targets = shard(setting.targets(imaging.batch_size))
         for _ in setting.pace.inner(config.generator_steps):
             images = latents.images()
-            teacher, _, seen = setting.teacher.look(setting.view(images), statistics=config.bn > 0)
+            teacher, _, seen, _ = setting.teacher.look(setting.view(images), statistics=config.bn > 0)
             terms = {"onehot": config.onehot * F.cross_entropy(raised(teacher), targets)}
             if seen:
                 terms["bn"] = config.bn * losses.batch_norm_statistics(seen, config.first_bn)

@@ -77,7 +77,7 @@ def look_and_judge(
         prior: shares of the classes that the balance asks for, (C,); None: equal ones.
         features: give the teacher's penultimate features too.
     """
-    teacher, penultimate, seen = setting.teacher.look(images, features=features, statistics=config.bn > 0)
+    teacher, penultimate, seen, _ = setting.teacher.look(images, features=features, statistics=config.bn > 0)
     terms = {
         "onehot": config.onehot * losses.onehot(teacher),
         "balance": config.balance * losses.class_balance(teacher, prior),
@@ -100,7 +100,7 @@ def inversion_terms(
     Both networks see the images cropped and, where labels allow, flipped. The disagreement begins with the student.
     """
     shown = setting.view(images)
-    teacher, _, seen = setting.teacher.look(shown, statistics=config.bn > 0)
+    teacher, _, seen, _ = setting.teacher.look(shown, statistics=config.bn > 0)
     terms = {"onehot": config.onehot * F.cross_entropy(raised(teacher), targets)}
     if seen:
         terms["bn"] = config.bn * remembered.term(seen)

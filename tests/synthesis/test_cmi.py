@@ -98,7 +98,7 @@ def test_without_contrast_it_is_plain_inversion() -> None:
         for _ in range(3):
             images = plain.generator.train()(z)
             view = at.view(images)
-            logits, _, seen = at.teacher.look(view, statistics=True)
+            logits, _, seen, _ = at.teacher.look(view, statistics=True)
             student = at.student.eval()(view)
             terms = [
                 0.5 * F.cross_entropy(logits, targets),

@@ -162,7 +162,7 @@ def test_one_step_and_no_meta_is_a_plain_generator() -> None:
         z = plain.latents(plain.batch_size)
         targets = at.targets(plain.batch_size)
         view = at.view(plain.generator.train()(z))
-        logits, _, seen = at.teacher.look(view, statistics=True)
+        logits, _, seen, _ = at.teacher.look(view, statistics=True)
         student = at.student.eval()(view)
         plain.step(
             {

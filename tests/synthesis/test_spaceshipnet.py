@@ -70,7 +70,7 @@ def test_without_copies_it_is_plain_inversion() -> None:
         least, wanted = float("inf"), None
         for _ in range(3):
             images = plain.generator.train()(z)
-            logits, _, seen = at.teacher.look(at.view(images), statistics=True)
+            logits, _, seen, _ = at.teacher.look(at.view(images), statistics=True)
             terms = {"onehot": 0.5 * F.cross_entropy(logits, targets), "bn": losses.batch_norm_statistics(seen)}
             loss = torch.stack(list(terms.values())).sum().item()
             if loss < least:
