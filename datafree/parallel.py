@@ -131,12 +131,10 @@ class _Sum(torch.autograd.Function):
 
 def mean_over_processes(x: Tensor) -> Tensor:
     """Mean of equally weighted values over processes, with gradients."""
-    return x if world_size() == 1 else _apply_sum(x) / world_size()
-
-
-def _apply_sum(x: Tensor) -> Tensor:
-    result: Tensor = _Sum.apply(x)
-    return result
+    if world_size() == 1:
+        return x
+    total: Tensor = _Sum.apply(x)
+    return total / world_size()
 
 
 def batch_mean(x: Tensor) -> Tensor:
@@ -272,13 +270,8 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors (C,), differentiable once; equal to those of one process that sees the whole batch.
     """
-    mean, var = _apply_channel_statistics(x)
+    mean, var = _ChannelStatistics.apply(x)
     if world_size() == 1:
         return mean, var
     total = mean_over_processes(mean)
     return total, mean_over_processes(var + (mean - total).square())
-
-
-def _apply_channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _ChannelStatistics.apply(x)
-    return result

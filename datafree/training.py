@@ -107,17 +107,14 @@ class Clock:
         self._read, self._before = self.spent, float(state["before"])
 
 
-def make_clock(config: OptimisationConfig, epoch_steps: int, default: Mapping[str, Any]) -> Clock:
-    """The clock of a run: `--steps`, `--epochs` (of `epoch_steps` steps) or `--budget`, else the job's default."""
-    steps, epochs, budget = config.steps, config.epochs, config.budget
-    if steps is None and epochs is None and budget is None:
-        steps, epochs, budget = default.get("steps"), default.get("epochs"), default.get("budget")
-    if budget is not None:
-        return Clock(seconds=parse_duration(budget))
-    if steps is None:
-        assert epochs is not None
-        steps = max(1, round(epochs * epoch_steps))
-    return Clock(steps=steps)
+def make_clock(config: OptimisationConfig, epoch_steps: int) -> Clock:
+    """The clock of a run: `--steps`, `--epochs` (of `epoch_steps` steps) or `--budget`, of which one is given."""
+    if config.budget is not None:
+        return Clock(seconds=parse_duration(config.budget))
+    if config.steps is not None:
+        return Clock(steps=config.steps)
+    assert config.epochs is not None
+    return Clock(steps=max(1, round(config.epochs * epoch_steps)))
 
 
 def default_batch_size(shape: tuple[int, int, int]) -> int:

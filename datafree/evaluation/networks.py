@@ -103,7 +103,7 @@ def train_network(
     with forked(device):
         torch.manual_seed(seed)  # the weights, and dropout where there is any
         network = make().to(device).train()
-        step = _stepper(network, precision)
+        forward = forward_of(network, precision)
         rate = protocol.lr if lr is None else lr
         optimizer = _optimizer(network, protocol, rate)
         for epoch in range(protocol.passes(len(images))):
@@ -119,7 +119,7 @@ def train_network(
                         batch, labels[rows], protocol, augmentation, domain.classes, rng, teacher
                     )
                 optimizer.zero_grad()
-                loss = loss + step(batch, targets, protocol.temperature)
+                loss = loss + add_gradients(network, lambda part: forward(part) / protocol.temperature, batch, targets)
                 optimizer.step()
             if not loss.isfinite():
                 raise TermError(f"the loss became {float(loss)} in epoch {epoch}: give a lower rate")
@@ -158,16 +158,6 @@ def part_size(images: Tensor) -> int:
     """How many images to take at a time, so that the parts are of about one size."""
     most = max(1, PART_PIXELS // (images.shape[2] * images.shape[3]))
     return math.ceil(len(images) / max(1, math.ceil(len(images) / most))) or 1
-
-
-def _stepper(network: nn.Module, precision: str) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Makes the function that adds a batch's gradients to the parameters and returns its loss."""
-    forward = forward_of(network, precision)
-
-    def step(images: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        return add_gradients(network, lambda part: forward(part) / temperature, images, targets)
-
-    return step
 
 
 def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:

@@ -144,6 +144,9 @@ def condense_plan(
     costs = _costs(config, method, method_config, teacher, domain)
     sizes = torch.bincount(labels.cpu(), minlength=domain.classes).tolist()
     counts = class_counts(sizes, config.ipc, config.images, allow_fewer=config.allow_fewer)
+    teacher_file = None
+    if teacher is not None:
+        teacher_file = {"file": method_config.teacher, "arch": teacher.arch, "sha256": teacher.sha256}
     return CondensePlan(
         config=config,
         method=method,
@@ -156,7 +159,7 @@ def condense_plan(
         counts=counts,
         device=device,
         choices=choices,
-        teacher_file=_checkpoint(method_config, teacher),
+        teacher_file=teacher_file,
     )
 
 
@@ -234,12 +237,6 @@ def _own_files(method_config: Any, domain: Domain, choices: list[str]) -> tuple[
     choices.append(f"teacher: {loaded.arch} from {teacher}, with {entry} normalisation; it is not trained")
     choices += [f"teacher's {line}" for line in loaded.choices]
     return method_config, loaded
-
-
-def _checkpoint(method_config: Any, teacher: Loaded | None) -> dict[str, Any] | None:
-    if teacher is None:
-        return None
-    return {"file": method_config.teacher, "arch": teacher.arch, "sha256": teacher.sha256}
 
 
 def run_clock(config: CondenseConfig) -> Clock:

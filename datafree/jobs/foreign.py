@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree.data.condensed import CondensedSet, check_images
+from datafree.data.condensed import CondensedSet
 from datafree.domain import Domain
 
 
@@ -45,7 +45,6 @@ def foreign_set(
     elif space != "pixel":
         raise ValueError(f"--space {space}: give pixel or normalised")
     x = x.float().contiguous()
-    check_images(x, domain)
     y = y.float() if y.is_floating_point() else y.long()
     if y.is_floating_point() and y.dim() == 2 and len(y) and bool((y >= 0).all() & ((y.sum(1) - 1).abs() < 1e-3).all()):
         raise ValueError("these look like probabilities: give logits, such as labels.clamp_min(1e-8).log()")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from datafree.config import TrainConfig
-from datafree.data import Data, data_domain, find_data, load_data, validation_split
+from datafree.data import Data, data_domain, load_data, validation_split
 from datafree.data.condensed import CondensedSet
 from datafree.data.domains import mirrored
 from datafree.distillation.attention import check_maps
@@ -79,7 +79,7 @@ class Plan:
     warnings: list[str]
 
     def clock(self) -> Clock:
-        return make_clock(self.config, EPOCH_STEPS, {})
+        return make_clock(self.config, EPOCH_STEPS)
 
     @property
     def made_by(self) -> str:
@@ -299,8 +299,6 @@ def _test_data(config: TrainConfig, domain: Domain, choices: list[str], device: 
         return None
     known = data_domain(name)
     try:
-        if find_data(name) is None and not config.download:
-            raise FileNotFoundError(name)
         split = "train" if config.validation else "test"
         data = load_data(name, download=config.download, device=device, splits=(split,))
     except FileNotFoundError:

@@ -217,7 +217,7 @@ def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
         domain=domain,
         trainer=Trainer(network, config),
         source=Labelled(data, network, config.batch_size, rng, config.augment, domain.flip),
-        clock=make_clock(config, max(1, len(labels) // config.batch_size), {}),
+        clock=make_clock(config, max(1, len(labels) // config.batch_size)),
         autocast=autocast(device, config.precision),
         choices=choices,
     )

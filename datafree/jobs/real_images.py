@@ -11,7 +11,7 @@ from math import gcd
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from datafree.data import Data
 from datafree.data.sources import cache_folder
@@ -32,17 +32,14 @@ def fingerprint(data: Data) -> str:
         if tensor is not None:
             digest.update(str(tuple(tensor.shape)).encode())
             # A stride that shares no factor with the width meets every column.
-            stride = next(n for n in itertools.count(max(1, tensor.numel() // 1_000_000)) if gcd(n, width(tensor)) == 1)
+            width = tensor.shape[-1] if tensor.dim() > 1 else 1
+            stride = next(n for n in itertools.count(max(1, tensor.numel() // 1_000_000)) if gcd(n, width) == 1)
             digest.update(tensor.flatten()[::stride].cpu().numpy().tobytes())
     domain = data.domain
     digest.update(repr((domain.mean, domain.std)).encode())
     if domain.flip != (DOMAINS[domain.name].flip if domain.name in DOMAINS else domain.shape[0] == 3):
         digest.update(f"flip {domain.flip}".encode())  # as --flip or --no-flip has it; figures without keep their key
     return digest.hexdigest()
-
-
-def width(tensor: Tensor) -> int:
-    return tensor.shape[-1] if tensor.dim() > 1 else 1
 
 
 def _cached(kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:

@@ -85,26 +85,21 @@ class Setting:
         return torch.multinomial(self.prior, n, replacement=True, generator=self.rng)
 
     def view(self, images: Tensor) -> Tensor:
-        """This process's images (N, C, H, W), cropped after padding by an eighth and, where labels allow, mirrored.
+        """This process's images (N, C, H, W), each cropped after padding by an eighth; mirrored where labels allow.
 
         Differentiable.
 
         Source: the views that the networks of the field's releases are shown while images are synthesized.
         """
-        return random_view(images, self.rng, flip=self.domain.flip)
+        pad = usual_pad(images.shape)
+        crops = draw_crops(len(images) * world_size(), self.rng, pad=pad, flip=self.domain.flip)
+        return crop_and_flip(images, Crops(*map(shard, crops)), pad=pad).contiguous(memory_format=torch.channels_last)
 
 
 def usual_batch(student_batch: int) -> int:
     """Images a synthesis step where nobody says: 64, or the student's batch if that is smaller; in equal shares."""
     size = world_size()
     return max(min(64, student_batch) // size, 1) * size
-
-
-def random_view(images: Tensor, rng: torch.Generator, *, flip: bool) -> Tensor:
-    """Each image of (N, C, H, W), this process's part of the global batch, in its own random crop and mirroring."""
-    pad = usual_pad(images.shape)
-    crops = draw_crops(len(images) * world_size(), rng, pad=pad, flip=flip)
-    return crop_and_flip(images, Crops(*map(shard, crops)), pad=pad).contiguous(memory_format=torch.channels_last)
 
 
 class Batch:

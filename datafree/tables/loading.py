@@ -338,7 +338,7 @@ class Reader:
     def _checked(
         self, job: str, options: dict[str, Any], layers: dict[tuple[str, ...], dict[str, Any]], group: str, row: str
     ) -> dict[str, Any]:
-        """The options, each known to the job or to its method, with values that these accept; lists as tuples."""
+        """The options, each known to the job or to its method, with values that these accept."""
 
         def place(name: str) -> tuple[str, ...]:
             """Where the option was last given; a baseline's network may be given as the group's student."""
@@ -390,12 +390,11 @@ class Reader:
                 raise self.fail(
                     f"{fields[name].flag} is {value!r}: give {TYPES[fields[name].type].words}", *place(name)
                 )
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         common = {field.name for field in fields_of(JOBS[job])}
         try:
-            replace(JOBS[job](), {k: v for k, v in plain.items() if k in common})
+            replace(JOBS[job](), {k: v for k, v in options.items() if k in common})
             if own is not None:
-                own(**{k: v for k, v in plain.items() if k not in common})
+                replace(own(), {k: v for k, v in options.items() if k not in common})
         except (ValueError, TypeError) as error:
             named = re.findall(r"--([\w-]+)", str(error))  # whole names: --student-steps is not --student
             name = next((n for n in options if n.replace("_", "-") in named), "method")

@@ -106,8 +106,8 @@ def test_views_are_cropped_by_an_eighth_each_way_and_mirrored_by_the_domain(toy:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_every_image_has_its_own_view_and_digits_are_not_mirrored(toy: Toy, flip: bool) -> None:
-    image = torch.rand(3, 8, 8)
-    views = setting.random_view(image.expand(400, -1, -1, -1), toy().rng, flip=flip)
+    at, image = toy(domain=dataclasses.replace(toy().domain, flip=flip)), torch.rand(3, 8, 8)
+    views = at.view(image.expand(400, -1, -1, -1))
     # Shifts by up to one pixel (W / 8) either way, filled with black, of the image and perhaps of its mirror image.
     padded = [F.pad(each, (1, 1, 1, 1)) for each in ([image, image.flip(2)] if flip else [image])]
     wanted = torch.stack([each[:, y : y + 8, x : x + 8] for each in padded for y in range(3) for x in range(3)])
