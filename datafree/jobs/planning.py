@@ -90,6 +90,19 @@ class Plan:
             return self.config.method
         return "condensed" if self.method is CondensedImages else f"condensed+{self.config.method}"
 
+    def setting(self, student: nn.Module, rng: torch.Generator) -> Setting:
+        """What the method is given."""
+        assert self.config.batch_size is not None
+        return Setting(
+            teacher=self.teacher.teacher,
+            student=student,
+            domain=self.domain,
+            batch_size=self.config.batch_size,
+            rng=rng,
+            device=self.device,
+            prior=self.prior,
+        )
+
     def build_method(self, setting: Setting) -> Any:
         """The method, the condensed set or real data in its place, or method and set."""
         if self.real is not None:
@@ -259,19 +272,8 @@ def _check_needs(plan: Plan) -> None:
     batch = getattr(plan.method_config, "synthesis_batch", None)
     if batch is not None and batch % world_size():
         raise ValueError(f"--synthesis-batch {batch} does not divide among {world_size()} processes")
-    assert config.batch_size is not None
     with torch.random.fork_rng(devices=[]):
-        plan.build_method(
-            Setting(
-                teacher=plan.teacher.teacher,
-                student=plan.network,
-                domain=domain,
-                batch_size=config.batch_size,
-                rng=torch.Generator(plan.device),
-                device=plan.device,
-                prior=plan.prior,
-            )
-        )
+        plan.build_method(plan.setting(plan.network, torch.Generator(plan.device)))
 
 
 def _mirrored(domain: Domain, flip: bool | None) -> Domain:

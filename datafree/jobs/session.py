@@ -29,7 +29,6 @@ from datafree.pictures import grid, png_bytes
 from datafree.report.compared import MOST_CLASSES
 from datafree.runs import Run, peak_rss_mb, save_network, write_json
 from datafree.synthesis import check_parts
-from datafree.synthesis.setting import Setting
 from datafree.training import Clock, Seconds, Trainer
 
 Say = Callable[[str], None]  # told each line worth telling
@@ -86,17 +85,9 @@ class Session:
         self.rng = torch.Generator(plan.device).manual_seed(config.seed)
         seed_all(config.seed)
         student = normalised(plan.network, plan.domain, plan.device)
-        assert config.batch_size is not None and config.criterion is not None and config.temperature is not None
+        assert config.criterion is not None and config.temperature is not None
         self.trainer = Trainer(student, config)
-        self.setting = Setting(
-            teacher=plan.teacher.teacher,
-            student=student,
-            domain=plan.domain,
-            batch_size=config.batch_size,
-            rng=self.rng,
-            device=plan.device,
-            prior=plan.prior,
-        )
+        self.setting = plan.setting(student, self.rng)
         self.method = plan.build_method(self.setting)
         check_parts(self.method.method if isinstance(self.method, Mixed) else self.method)
         self.alternation = Alternation(
