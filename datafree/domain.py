@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -199,18 +198,8 @@ def usual_normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, 
     return (0.449,) * channels, (0.226,) * channels
 
 
-def named_domain(name: str) -> Domain:
-    """The domain of that name; ValueError with the nearest names where there is none."""
-    if name in DOMAINS:
-        return DOMAINS[name]
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), DOMAINS, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(DOMAINS)}"
-    raise ValueError(f"unknown data {name!r}: {hint}")
-
-
 def make_domain(
     *,
-    name: str | None = None,
     base: Domain | None = None,
     shape: Sequence[int] | None = None,
     classes: int | None = None,
@@ -218,25 +207,22 @@ def make_domain(
     std: Sequence[float] | None = None,
     flip: bool | None = None,
 ) -> Domain:
-    """A domain from a name, from another domain (`base`), or from a shape and a number of classes.
+    """A domain from another one (`base`), or from a shape and a number of classes.
 
-    Everything given beside the name or the base overrides it. A shape with another number of channels than the base's
-    takes the usual normalisation unless `mean` and `std` are given. Without name and base, the images are taken to keep
-    their label when mirrored if they have three channels (photographs), not otherwise (characters).
+    Everything given beside the base overrides it. A shape with another number of channels than the base's takes the
+    usual normalisation unless `mean` and `std` are given. Without a base, the images are taken to keep their label when
+    mirrored if they have three channels (photographs), not otherwise (characters).
 
-    Raises ValueError where too little is given, for an unknown name, and for values that cannot be.
+    Raises ValueError where too little is given, and for values that cannot be.
     """
     if shape is not None:
         check_shape(shape)
-    if base is None and name is not None:
-        base = named_domain(name)
     if base is None:
         if shape is None or classes is None:
             raise ValueError("say what the images are: --data NAME, or --shape 3x32x32 --classes 10")
         usual_mean, usual_std = usual_normalisation(shape[0])
-        label = name or "x".join(str(size) for size in shape)
         return Domain(
-            name=label,
+            name="x".join(map(str, shape)),
             shape=(shape[0], shape[1], shape[2]),
             classes=classes,
             mean=tuple(usual_mean if mean is None else mean),

@@ -42,7 +42,7 @@ def from_dataset(
     if "classes" not in known:
         check_largest(int(y.max()), len(y), len(y))
     classes = known.pop("classes", int(y.max()) + 1)
-    domain = make_domain(name=None, shape=tuple(x.shape[1:]), classes=classes, **known)
+    domain = make_domain(shape=tuple(x.shape[1:]), classes=classes, **known)
     domain = replace(domain, name=name)
     if int(y.max()) >= classes:
         raise ValueError(f"the label {int(y.max())} with {classes} classes: number the classes from 0")
