@@ -20,6 +20,15 @@ from datafree.fields import check_kinds, choice, not_negative, parse_duration, p
 Floats = tuple[float, ...]
 
 
+def source_of(spec: str) -> tuple[Path, str]:
+    """File and class of "module:Class", found without loading it; ValueError where there is no such module."""
+    module, _, name = spec.partition(":")
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise ValueError(f"there is no module {module}, where {name} should be: correct the registry's line")
+    return Path(found.origin), name
+
+
 @functools.cache
 def light_config(spec: str) -> type:
     """The Config class of a method without importing its file, which would load torch for a second or two.
@@ -34,21 +43,19 @@ def light_config(spec: str) -> type:
     Raises:
         ValueError: it is called something else, or there is no such module.
     """
-    module, _, name = spec.partition(":")
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
-        raise ValueError(f"there is no module {module}, where {name} should be: correct the registry's line")
-    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+    file, name = source_of(spec)
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     body = classes[name].body if name in classes else []
     said = [ast.unparse(line) for line in body if isinstance(line, ast.Assign)]
-    if shared := [kind for known, kind in globals().items() if f"Config = {known}" in said]:
+    shared: list[type] = [kind for known, kind in globals().items() if f"Config = {known}" in said]
+    if shared:
         return shared[0]
     own = classes.get(f"{name}Config")
     if own is None:
-        raise ValueError(f"{found.origin} has no class {name}Config: call the configuration of {name} so")
-    space = {**vars(fields), **globals(), "flags": sys.modules[__name__], "__name__": module}
-    exec(compile(ast.Module(body=[own], type_ignores=[]), found.origin, "exec", dont_inherit=True), space)
+        raise ValueError(f"{file} has no class {name}Config: call the configuration of {name} so")
+    space = {**vars(fields), **globals(), "flags": sys.modules[__name__], "__name__": spec.partition(":")[0]}
+    exec(compile(ast.Module(body=[own], type_ignores=[]), str(file), "exec", dont_inherit=True), space)
     result: type = space[f"{name}Config"]
     return result
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 from pathlib import Path
 
 import click
 
 from datafree import condensation
 from datafree.cli.display import table
+from datafree.config import source_of
 from datafree.data import DATA, find_data
 from datafree.models import FAMILIES, model_names
 from datafree.synthesis import METHODS
@@ -39,20 +39,14 @@ def listing(what: str) -> None:
             ("imagefolder:PATH", "PATH/train/CLASS/*.png and PATH/test/CLASS/, or PATH/CLASS/ alone"),
         ]
     else:
-        rows = _functions(_file("datafree.generators").with_name("convolutional.py"), ("small", "large", "dcgan"))
+        source = source_of("datafree.generators")[0].with_name("convolutional.py")
+        rows = _functions(source, ("small", "large", "dcgan"))
     click.echo(table(rows))
-
-
-def _file(module: str) -> Path:
-    """The file of a module, found without loading it."""
-    found = importlib.util.find_spec(module)
-    assert found is not None and found.origin is not None
-    return Path(found.origin)
 
 
 def _first_line(module: str) -> str:
     """A method's first docstring line, read without loading torch."""
-    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+    tree = ast.parse(source_of(module)[0].read_text(encoding="utf-8"))
     return (ast.get_docstring(tree) or "").splitlines()[0].partition(": ")[2]
 
 

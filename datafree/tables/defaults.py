@@ -10,13 +10,12 @@ import ast
 import copy
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from datafree import condensation, synthesis
-from datafree.config import CondenseConfig, PretrainConfig, TrainConfig, light_config
+from datafree.config import CondenseConfig, PretrainConfig, TrainConfig, light_config, source_of
 from datafree.tables.specs import Cell
 
 JOBS: dict[str, Any] = {"train": TrainConfig, "condense": CondenseConfig, "pretrain": PretrainConfig}
@@ -50,7 +49,7 @@ def defaults_of(job: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if job in SPECS:
         spec = SPECS[job](str(options["method"]))
         configs.append(light_config(spec))
-        constants |= _constants(*_place(spec), CLASS_DEFAULTS)
+        constants |= _constants(*source_of(spec), CLASS_DEFAULTS)
     fields = (field for config in configs for field in dataclasses.fields(config))
     plain = {f.name: f.default for f in fields if f.name not in (*options, *WITHOUT_EFFECT)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()} | constants
@@ -82,7 +81,7 @@ def usual_pretraining() -> dict[str, Any]:
 @functools.cache
 def presets_of(job: str, method: str) -> dict[str, str]:
     """The method's published settings, as text by their names."""
-    return {name: ast.unparse(value) for name, value in _entries(*_place(SPECS[job](method)), "PRESETS").items()}
+    return {name: ast.unparse(value) for name, value in _entries(*source_of(SPECS[job](method)), "PRESETS").items()}
 
 
 @functools.cache
@@ -113,14 +112,6 @@ def protocol_defaults(name: str) -> dict[str, str]:
 def _tree(path: Path) -> ast.Module:
     """Read, not run: importing the file would load torch."""
     return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def _place(spec: str) -> tuple[Path, str]:
-    """File and class of "module:Class"."""
-    module, _, name = spec.partition(":")
-    found = importlib.util.find_spec(module)
-    assert found is not None and found.origin is not None
-    return Path(found.origin), name
 
 
 def _assigned(path: Path, owner: str | None) -> dict[str, ast.expr]:
@@ -182,7 +173,7 @@ def _home(path: Path, name: str) -> Path | None:
     """The file that a name of this file is of: its own, or one of the package that it imports it from."""
     for node in _tree(path).body:
         if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
-            return _place(f"{node.module}:")[0] if str(node.module).startswith("datafree.") else None
+            return source_of(f"{node.module}:")[0] if str(node.module).startswith("datafree.") else None
     return path
 
 
