@@ -6,16 +6,15 @@ from typing import Any
 
 import click
 
+from datafree import condensation
 from datafree.cli.display import Display, network, resolved, table
 from datafree.cli.methods import Kind, MethodCommand, read_config, resume, saved_and_given
 from datafree.cli.options import given, run_flags
-from datafree.condensation import METHODS, method_spec
 from datafree.config import CondenseConfig
 
 KIND = Kind(
     job="condense",
-    registry=METHODS,
-    spec=method_spec,
+    room=condensation,
     common=CondenseConfig,
     sections={
         "Data and images": (

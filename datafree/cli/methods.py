@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import click
@@ -42,16 +43,14 @@ class Kind(NamedTuple):
     """A kind of job that has methods.
 
     job: the command's name.
-    registry: the methods and where they stand.
-    spec: where one stands; raises ValueError for an unknown one.
+    room: the package of its methods.
     common: the configuration beside the methods'.
     sections: of the help, with the fields that each holds.
     flags: what no configuration holds.
     """
 
     job: str
-    registry: Mapping[str, str]
-    spec: Callable[[str], str]
+    room: ModuleType
     common: Any
     sections: Mapping[str, tuple[str, ...]]
     flags: list[click.Parameter]
@@ -79,7 +78,7 @@ class MethodCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         name = _peek(args, "--method") or self._saved_method(_peek(args, "--config")) or self.kind.common.method
         try:
-            config = light_config(self.kind.spec(name))
+            config = light_config(self.kind.room.method_spec(name))
         except ValueError as error:
             raise click.BadParameter(str(error), ctx=ctx, param_hint="--method") from error
         ctx.meta["method"] = (name, config)
@@ -93,7 +92,7 @@ class MethodCommand(click.Command):
         except click.NoSuchOption as error:
             owners = [
                 n
-                for n, spec in self.kind.registry.items()
+                for n, spec in self.kind.room.METHODS.items()
                 if error.option_name in {f.flag for f in fields_of(light_config(spec))}
             ]
             if owners:
@@ -123,7 +122,7 @@ class MethodCommand(click.Command):
         formatter.write_paragraph()
         formatter.write_text(
             f"The methods' own flags: datafree {self.kind.job} --method {name} --help. "
-            f"Methods: {', '.join(self.kind.registry)}."
+            f"Methods: {', '.join(self.kind.room.METHODS)}."
         )
 
 
@@ -164,7 +163,7 @@ def read_config(path: str, kind: Kind) -> Saved:
         raise ValueError(f"{path} is of a {found} run: give the run.json of a datafree {kind.job}")
     _check_saved(path, config, kind.common, kind.job)
     method = str(config.get("method", kind.common.method))
-    _check_saved(path, own, light_config(kind.spec(method)), f"method {method}")
+    _check_saved(path, own, light_config(kind.room.method_spec(method)), f"method {method}")
     return Saved(config, own, chosen, sha256)
 
 

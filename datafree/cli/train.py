@@ -6,16 +6,15 @@ from typing import Any
 
 import click
 
+from datafree import synthesis
 from datafree.cli.display import Display, network, percent, resolved, table
 from datafree.cli.methods import Kind, MethodCommand, read_config, resume, saved_and_given
 from datafree.cli.options import given, run_flags
 from datafree.config import TrainConfig
-from datafree.synthesis import METHODS, method_spec
 
 KIND = Kind(
     job="train",
-    registry=METHODS,
-    spec=method_spec,
+    room=synthesis,
     common=TrainConfig,
     sections={
         "Teacher and images": ("teacher", "arch", "data", "shape", "classes", "mean", "std"),

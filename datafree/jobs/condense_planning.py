@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from datafree import parallel
-from datafree.condensation import METHODS, load_method
+from datafree import condensation, parallel
+from datafree.condensation import load_method
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import class_counts
 from datafree.condensation.trained import is_checkpoint, load_checkpoint, needed_network
@@ -107,7 +107,7 @@ def condense_plan(
     """
     set_by_user = tuple(f.name for f in fields_of(CondenseConfig) if getattr(config, f.name) != f.default)
     method = load_method(config.method)
-    method_config = method_options(config.method, method, options, METHODS, load_method)
+    method_config = method_options(config.method, method, options, room=condensation)
     check_read(config, method, {name: getattr(method_config, name) for name in options})
     named = data is None or config.data.startswith(("npz:", "imagefolder:"))
     if data is None:

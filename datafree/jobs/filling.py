@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any
 
+from datafree import synthesis
 from datafree.config import CondenseConfig, TrainConfig
 from datafree.distillation.sources import RealImages
 from datafree.domain import Domain
 from datafree.fields import fields_of, flag, nearest, replace
 from datafree.idle import METHOD, TRAIN, check_idle, idle_beside
 from datafree.parallel import world_size
-from datafree.synthesis import METHODS, STUDENT_KNOWS, load_method
+from datafree.synthesis import STUDENT_KNOWS, load_method
 from datafree.teacher import Teacher
 from datafree.training import USUAL, default_batch_size
 
@@ -129,24 +130,24 @@ def method_options(
     name: str,
     method: type[Any],
     options: Mapping[str, Any],
-    methods: Mapping[str, str] = METHODS,
-    load: Callable[[str], type[Any]] = load_method,
     *,
+    room: ModuleType = synthesis,
     preset: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
     """The method's configuration: its defaults, over them its `preset`, over both the `options` that a person gave.
 
     Raises:
-        ValueError: an option of another one of `methods`, whose owners are named; one that nobody has, with the nearest
-            of the method's and the job's; one that nothing reads; an impossible value.
+        ValueError: an option of another method of the `room` (the package), whose owners are named; one that nobody
+            has, with the nearest of the method's and the job's; one that nothing reads; an impossible value.
     """
     defaults = {f.name: f.default for f in fields_of(method.Config)}
     for option in options:
         if option not in defaults:
-            owners = [n for n in methods if option in {f.name for f in dataclasses.fields(load(n).Config)}]
+            held = {n: {f.name for f in dataclasses.fields(room.load_method(n).Config)} for n in room.METHODS}
+            owners = [n for n, names in held.items() if option in names]
             if owners:
                 raise ValueError(f"{flag(option)} belongs to {', '.join(owners)}, not to --method {name}")
-            job = fields_of(TrainConfig if methods is METHODS else CondenseConfig)
+            job = fields_of(TrainConfig if room is synthesis else CondenseConfig)
             known = [*defaults, *(f.name for f in job)]
             raise ValueError(f"unknown option {option!r} with method {name}{nearest(option, known)}")
     config = replace(method.Config(), {**preset, **options})

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from datafree import condensation, synthesis
@@ -19,7 +20,7 @@ from datafree.config import CondenseConfig, PretrainConfig, TrainConfig, light_c
 from datafree.tables.specs import Cell
 
 JOBS: dict[str, Any] = {"train": TrainConfig, "condense": CondenseConfig, "pretrain": PretrainConfig}
-SPECS: dict[str, Any] = {"train": synthesis.method_spec, "condense": condensation.method_spec}
+ROOMS: dict[str, ModuleType] = {"train": synthesis, "condense": condensation}  # of the jobs that have methods
 # What is said of options elsewhere: by a method's class, and by the files that settle what is left open.
 CLASS_DEFAULTS = ("LOOP", "FEW_IMAGES", "STUDENT", "WITHOUT_STATISTICS")
 JOBS_FOLDER = Path(__file__).parent.parent / "jobs"
@@ -46,8 +47,8 @@ def defaults_of(job: str, options: Mapping[str, Any]) -> dict[str, Any]:
     constants = dict[str, str]()
     for file, names in JOB_DEFAULTS[job].items():
         constants |= _constants(JOBS_FOLDER / file, None, names)
-    if job in SPECS:
-        spec = SPECS[job](str(options["method"]))
+    if job in ROOMS:
+        spec = ROOMS[job].method_spec(str(options["method"]))
         configs.append(light_config(spec))
         constants |= _constants(*source_of(spec), CLASS_DEFAULTS)
     fields = (field for config in configs for field in dataclasses.fields(config))
@@ -81,7 +82,8 @@ def usual_pretraining() -> dict[str, Any]:
 @functools.cache
 def presets_of(job: str, method: str) -> dict[str, str]:
     """The method's published settings, as text by their names."""
-    return {name: ast.unparse(value) for name, value in _entries(*source_of(SPECS[job](method)), "PRESETS").items()}
+    place = source_of(ROOMS[job].method_spec(method))
+    return {name: ast.unparse(value) for name, value in _entries(*place, "PRESETS").items()}
 
 
 @functools.cache

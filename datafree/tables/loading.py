@@ -23,19 +23,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from datafree import condensation, synthesis
 from datafree.config import PretrainConfig, light_config
 from datafree.data.sources import split_name
 from datafree.fields import fields_of, replace
 from datafree.idle import TRAIN, check_idle
 from datafree.models import model_names
-from datafree.tables.defaults import JOBS, SPECS, presets_of, protocols, usual_pretraining
+from datafree.tables.defaults import JOBS, ROOMS, presets_of, protocols, usual_pretraining
 from datafree.tables.keys import key_lines
 from datafree.tables.kinds import DEVICE, KEYS, SECTION, TYPES, Kind
 from datafree.tables.results import line_of
 from datafree.tables.specs import EVALUATION, LENGTHS, Cell, Published, Table, find_tables
 
-METHODS: dict[str, Any] = {"train": synthesis.METHODS, "condense": condensation.METHODS}
 # The options that name networks.
 NETWORKS = {"train": ("student", "arch"), "pretrain": ("arch",), "condense": ("arch", "teacher")}
 AUTO = ("auto",)  # what condensing and judging take besides
@@ -273,7 +271,7 @@ class Reader:
             options |= values
         if budget is not None and not set(LENGTHS) & (set(over) | set(held.get("options", {}))):
             options = {k: v for k, v in options.items() if k not in LENGTHS} | {"budget": budget}
-        if job in METHODS and "method" not in options:
+        if job in ROOMS and "method" not in options:
             options["method"] = self._method(job, group, row, options)
         if job == "pretrain" and "student" in options:
             options["arch"] = options.pop("student")
@@ -316,11 +314,11 @@ class Reader:
 
     def _method(self, job: str, group: str, row: str, options: Mapping[str, Any]) -> str:
         """Of a row whose options name none."""
-        if row in METHODS[job]:
+        if row in ROOMS[job].METHODS:
             return row
         if row == "default" or "source" in options:  # the images of a source are no method's
             return str(JOBS[job].method)
-        near = difflib.get_close_matches(row, METHODS[job], 3, 0.5)
+        near = difflib.get_close_matches(row, ROOMS[job].METHODS, 3, 0.5)
         hint = f"did you mean {' or '.join(near)}? Else name" if near else "name"
         raise self.fail(
             f"rows.{row}: {row!r} is no method of {job}: {hint} its method: options = {{ method = ... }}"
@@ -347,9 +345,9 @@ class Reader:
             return given[0] if given else ("rows", row)
 
         own: Any = None
-        if job in SPECS:
+        if job in ROOMS:
             try:
-                own = light_config(SPECS[job](str(options["method"])))
+                own = light_config(ROOMS[job].method_spec(str(options["method"])))
             except ValueError as error:
                 raise self.fail(f"{error}{self._meant(group, row)}", *place("method")) from error
         common = {f.name for f in fields_of(JOBS[job])}

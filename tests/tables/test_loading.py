@@ -12,9 +12,8 @@ from datafree.fields import fields_of
 from datafree.jobs.pretraining import DEFAULTS
 from datafree.synthesis import load_method
 from datafree.tables import find_tables, load_table
-from datafree.tables.defaults import JOBS, presets_of, protocols, usual_pretraining
+from datafree.tables.defaults import JOBS, ROOMS, presets_of, protocols, usual_pretraining
 from datafree.tables.kinds import TYPES
-from datafree.tables.loading import METHODS
 from datafree.tables.specs import with_budget
 
 SMALL = """\
@@ -351,7 +350,7 @@ def test_what_a_longer_text_quotes_is_no_line_of_the_table(tmp_path):
 
 
 def test_presets_and_protocols_are_read_without_torch():
-    for method in METHODS["train"]:
+    for method in ROOMS["train"].METHODS:
         assert tuple(presets_of("train", method)) == tuple(getattr(load_method(method), "PRESETS", {}))
     assert tuple(protocols()) == tuple(PROTOCOLS)
 
@@ -368,7 +367,7 @@ def test_what_torch_alone_knows_is_not_refused(tmp_path):
 
 def test_every_option_has_a_type_that_is_checked():
     specs = [JOBS[job] for job in JOBS]
-    specs += [light_config(spec) for methods in METHODS.values() for spec in methods.values()]
+    specs += [light_config(spec) for room in ROOMS.values() for spec in room.METHODS.values()]
     assert {field.type for spec in specs for field in fields_of(spec)} <= set(TYPES)
 
 
