@@ -127,7 +127,7 @@ class OptimisationConfig:
         positive(self, "lr", "steps", "epochs", "batch_size", "gradient_clip")
         not_negative(self, "weight_decay")
         share(self, "momentum", "ema")
-        choice(self, "optimizer", "schedule")
+        choice(self)
         if sum(v is not None for v in (self.steps, self.epochs, self.budget)) > 1:
             raise ValueError("--steps, --epochs and --budget exclude each other: give one")
         if self.budget is not None:
@@ -152,7 +152,7 @@ class MachineConfig:
         check_kinds(self)
         positive(self, "threads")
         not_negative(self, "seed")
-        choice(self, "precision")
+        choice(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,6 @@ class TrainConfig(OptimisationConfig, MachineConfig):
         not_negative(self, "evaluations", "attention")
         if self.prior is not None and not (all(0 <= p < math.inf for p in self.prior) and any(self.prior)):
             raise ValueError(f"--prior is {self.prior}: give one share a class, 0 or more, not all 0")
-        choice(self, "criterion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +312,6 @@ class CondenseConfig(MachineConfig):
         positive(self, "ipc", "images", "factor", "net_pool", "net_steps", "image_lr", "steps", "checkpoint_every")
         not_negative(self, "label_lr")
         share(self, "image_momentum", "image_ema")
-        choice(self, "init", "augmentation_mode", "labels", "nets", "optimizer", "schedule", "clip")
         if self.ipc is not None and self.images is not None:
             raise ValueError("--ipc and --images exclude each other: give one")
         if self.steps is not None and self.budget is not None:
@@ -354,7 +352,6 @@ class ExpertsConfig(MachineConfig):
         MachineConfig.__post_init__(self)
         positive(self, "count", "epochs", "images", "every", "lr", "batch_size")
         not_negative(self, "rho")
-        choice(self, "augmentation_mode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,7 +373,7 @@ class GradientOptions:
 
     def __post_init__(self) -> None:
         positive(self, "real_batch", "outer", "inner", "net_lr")
-        choice(self, "metric")
+        choice(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,12 +246,11 @@ def part(config: Any, *names: str) -> None:
 
 
 def choice(config: Any, *names: str) -> None:
-    """Raises ValueError unless each named field is one of the choices its annotation lists (or None)."""
-    kinds = {field.name: field.choices for field in fields_of(type(config))}
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value not in kinds[name]:
-            raise ValueError(f"{flag(name)} is {value!r}: take {' or '.join(kinds[name])}")
+    """Raises ValueError unless each field, or each named one, is of the choices its annotation lists (or None)."""
+    for field in fields_of(type(config)):
+        value = getattr(config, field.name)
+        if field.choices and (not names or field.name in names) and value not in (None, *field.choices):
+            raise ValueError(f"{field.flag} is {value!r}: take {' or '.join(field.choices)}")
 
 
 def _check(config: Any, names: tuple[str, ...], holds: Callable[[Any], bool], wanted: str) -> None:

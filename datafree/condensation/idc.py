@@ -40,7 +40,7 @@ class IDCConfig:
 
     def __post_init__(self) -> None:
         positive(self, "real_batch", "synthetic_batch", "train_steps")
-        choice(self, "distance")
+        choice(self)
         part(self, "cutmix")
 
 

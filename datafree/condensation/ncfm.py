@@ -50,7 +50,7 @@ class NCFMConfig:
         positive(self, "real_batch", "weight", "frequencies", "sampler_lr")
         not_negative(self, "calibration")
         share(self, "amplitude")
-        choice(self, "sampler")
+        choice(self)
 
 
 class Sampler(nn.Module):

@@ -51,7 +51,7 @@ class BlackBoxConfig:
         not_negative(self, "reset")
         positive(self, "directions", "epsilon", "latent", "generator_width", "generator_lr", "generator_steps")
         positive(self, "student_steps", "synthesis_batch", "bank")
-        choice(self, "distance", "generator", "feed", "sample_mode")
+        choice(self)
 
     @property
     def output(self) -> str:

@@ -61,7 +61,7 @@ class BlendConfig:
         part(self, "shapes")
         if self.shapes == 1:
             raise ValueError("--shapes 1 shows no image of the generator: take --method noise --distribution shapes")
-        choice(self, "distance", "generator", "output", "student_mode", "sample_mode")
+        choice(self)
 
     @property
     def banks(self) -> int:

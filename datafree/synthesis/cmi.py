@@ -66,7 +66,7 @@ class CMIConfig:
         positive(self, "contrast_temperature", "contrast_bank", "negatives", "latent", "generator_width")
         positive(self, "generator_lr", "generator_steps", "student_steps", "synthesis_batch", "bank")
         share(self, "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
+        choice(self)
 
 
 # Of the release's scripts for CIFAR. Its pool drops nothing, its second bank holds 40,960 pairs.

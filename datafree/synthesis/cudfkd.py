@@ -69,7 +69,7 @@ class CuDFKDConfig:
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch", "contrast_temperature", "negatives")
         share(self, "begin", "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
+        choice(self)
         if not -1 <= self.easy <= self.adv:
             raise ValueError(f"--easy is {self.easy}: give a number from -1 to --adv {self.adv:g}")
         if not self.begin < self.end <= 1:

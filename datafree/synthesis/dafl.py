@@ -41,7 +41,7 @@ class DAFLConfig:
     def __post_init__(self) -> None:
         not_negative(self, "onehot", "balance", "activation", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")
-        choice(self, "generator", "output", "feed", "sample_mode")
+        choice(self)
 
 
 class DAFL:

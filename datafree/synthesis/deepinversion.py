@@ -77,7 +77,7 @@ class DeepInversionConfig:
         not_negative(self, "onehot", "bn", "first_bn", "adv", "tv_l1", "tv_l2", "l2", "patches", "jitter")
         positive(self, "pixel_steps", "pixel_lr", "student_steps", "synthesis_batch", "bank")
         share(self, "rise", "warmup")
-        choice(self, "distance", "student_mode")
+        choice(self)
         if len(self.pixel_betas) != 2 or not all(0 <= beta < 1 for beta in self.pixel_betas):
             raise ValueError(f"--pixel-betas is {self.pixel_betas}: give two numbers from 0 to below 1, such as .5,.9")
 

@@ -42,7 +42,7 @@ class DFADConfig:
     def __post_init__(self) -> None:
         not_negative(self, "reset")
         positive(self, "latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")
-        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
+        choice(self)
         if any(not 0 < m < 1 for m in self.generator_milestones or ()):
             raise ValueError(
                 f"--generator-milestones is {self.generator_milestones}: give shares of the run between 0 and 1"

@@ -59,7 +59,7 @@ class DFQConfig:
             "synthesis_batch",
         )
         share(self, "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
+        choice(self)
 
 
 class DFQ:

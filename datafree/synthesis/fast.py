@@ -66,7 +66,7 @@ class FastConfig:
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch", "meta_lr")
         share(self, "bn_momentum", "reset_first", "warmup")
-        choice(self, "meta", "distance", "generator", "output", "student_mode", "feed", "sample_mode")
+        choice(self)
 
 
 # Of the release's scripts for CIFAR: 20 calls alone, then 200 with 400 student steps each; its pool drops nothing.

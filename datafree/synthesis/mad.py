@@ -61,7 +61,7 @@ class MADConfig:
         positive(self, "synthesis_batch")
         part(self, "copy_share")
         share(self, "copy_momentum", "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode")
+        choice(self)
 
     @property
     def banks(self) -> int:

@@ -57,7 +57,7 @@ class NAYERConfig:
         positive(self, "latent", "generator_width", "generator_lr", "generator_steps", "student_steps", "bank")
         positive(self, "synthesis_batch")
         share(self, "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "sample_mode")
+        choice(self)
 
 
 class NAYER:

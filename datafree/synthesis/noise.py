@@ -37,7 +37,7 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         positive(self, "student_steps", "bank")
-        choice(self, "distribution")
+        choice(self)
 
     @property
     def shaped(self) -> bool:

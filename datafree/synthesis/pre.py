@@ -60,7 +60,7 @@ class PREConfig:
         positive(self, "memory_lr", "memory_steps", "latent", "generator_width", "generator_lr", "generator_steps")
         positive(self, "student_steps", "synthesis_batch")
         share(self, "replay")
-        choice(self, "distance", "generator", "output", "student_mode", "sample_mode")
+        choice(self)
 
     @property
     def feed(self) -> str:

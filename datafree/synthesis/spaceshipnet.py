@@ -60,7 +60,7 @@ class SpaceshipNetConfig:
         positive(self, "synthesis_batch")
         share(self, "warmup")
         part(self, "mix")
-        choice(self, "generator", "output", "feed", "sample_mode")
+        choice(self)
 
 
 class SpaceshipNet:

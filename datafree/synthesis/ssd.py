@@ -69,7 +69,7 @@ class SSDConfig:
         positive(self, "synthesis_batch")
         part(self, "correction")
         share(self, "diversity", "bn_momentum", "warmup")
-        choice(self, "distance", "generator", "output", "student_mode", "feed", "sample_mode", "eviction")
+        choice(self)
 
 
 class SSD:

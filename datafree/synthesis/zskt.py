@@ -49,7 +49,7 @@ class ZSKTConfig:
     def __post_init__(self) -> None:
         not_negative(self, "generator_clip", "reset")
         positive(self, "latent", "generator_width", "generator_lr", "student_steps", "bank", "synthesis_batch")
-        choice(self, "distance", "generator", "output", "generator_schedule", "student_mode", "feed", "sample_mode")
+        choice(self)
 
 
 class ZSKT:
