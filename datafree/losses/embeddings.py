@@ -120,7 +120,6 @@ def characteristic_function_distance(
     frequencies: Tensor,
     alpha: float = 0.5,
     beta: float = 0.5,
-    weights: Tensor | None = None,
 ) -> Tensor:
     """Mean over frequencies of sqrt(alpha (|P| - |Q|)² + beta 2 (|P||Q| - Re P Re Q - Im P Im Q)). Scalar > 0.
 
@@ -135,7 +134,6 @@ def characteristic_function_distance(
         frequencies: t, (K, D); NCFM draws them from N(0, 1).
         alpha: weight of the amplitudes.
         beta: weight of the phases, > 0.
-        weights: of the frequencies, (K,), with a positive sum, for a weighted mean.
 
     Source: NCFM (Wang et al. 2025), as its release computes it.
     """
@@ -144,4 +142,4 @@ def characteristic_function_distance(
     amplitudes = (torch.linalg.vector_norm(p, dim=0) - torch.linalg.vector_norm(q, dim=0)).square()
     phases = ((p - q).square().sum(0) - amplitudes).clamp_min(1e-12)
     distances: Tensor = (alpha * amplitudes + beta * phases).sqrt()
-    return distances.mean() if weights is None else weights @ distances / weights.sum()
+    return distances.mean()

@@ -35,9 +35,7 @@ def _rows(gradient: Tensor) -> Tensor:
     return raised(gradient).flatten(1) if gradient.ndim > 1 else raised(gradient).reshape(1, -1)
 
 
-def gradient_distance(
-    real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = "ours", match_1d: bool = False
-) -> Tensor:
+def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], metric: str = "ours") -> Tensor:
     """Distance of two gradients of one network, tensor by tensor. Scalar >= 0.
 
     A row is what belongs to one output: (out, in, h, w) gives out rows of in h w, (C, h, w) gives C rows.
@@ -49,23 +47,20 @@ def gradient_distance(
             "mse" sums (a - b)² and "cos" takes 1 - cosine over everything, 1-D tensors included. Over 4-D tensors
             (convolutions' weights) alone: "idc_mse" sums (a - b)², "idc_l1" sums |a - b|, "idc_l1_mean" sums
             each row's mean |a - b|.
-        match_1d: "ours" counts a 1-D tensor too, as one row.
 
     Raises:
-        ValueError: unknown metric, match_1d with a metric that does not read it, or no tensor for the metric to match.
+        ValueError: unknown metric, or no tensor for the metric to match.
 
     Source: "ours": DC (Zhao et al. 2021), with 1e-6 added to the product of norms as in its release;
     "mse" and "cos": that release; idc_*: IDC (Kim et al. 2022), release.
     """
     if metric not in _DISTANCES:
         raise ValueError(f"unknown metric {metric!r}: take one of {', '.join(_DISTANCES)}")
-    if match_1d and metric != "ours":
-        raise ValueError(f"match_1d is for the metric ours; leave it out with {metric}")
     pairs = list(zip(real, synthetic, strict=True))
     assert all(a.shape == b.shape for a, b in pairs), "gradients of different networks"
     if metric.startswith("idc_"):
         pairs = [pair for pair in pairs if pair[0].ndim == 4]
-    elif metric == "ours" and not match_1d:
+    elif metric == "ours":
         pairs = [pair for pair in pairs if pair[0].ndim > 1]
     if not pairs:
         raise ValueError(f"the network has no parameters that {metric} matches: take mse")

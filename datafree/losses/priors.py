@@ -25,7 +25,7 @@ def onehot(logits: Tensor) -> Tensor:
     return F.cross_entropy(raised(logits), logits.argmax(1))
 
 
-def class_balance(logits: Tensor, prior: Tensor | None = None, base: float = math.e) -> Tensor:
+def class_balance(logits: Tensor, prior: Tensor | None = None) -> Tensor:
     """Negative entropy of the batch's mean prediction: sum of p log p, p = mean of softmax(t). Scalar in [-log C, 0].
 
     With a prior π it is KL(p || π) - log C instead, which is the same for equal shares.
@@ -35,15 +35,14 @@ def class_balance(logits: Tensor, prior: Tensor | None = None, base: float = mat
     Args:
         logits: the teacher's, (N, C).
         prior: wanted share of each class, (C,), sums to 1; None: equal shares.
-        base: of the logarithm. DAFL's release takes 10, its re-implementations e.
 
-    Source: DAFL (Chen et al. 2019), eq. 6, with the sign that a loss has.
+    Source: DAFL (Chen et al. 2019), eq. 6, with the sign that a loss has; the release's logarithm is to base 10.
     """
     p = batch_mean(F.softmax(raised(logits), dim=1))
     value = (p * torch.log(p.clamp_min(LEAST))).sum()
     if prior is not None:
         value = value - (p * torch.log(prior.clamp_min(LEAST))).sum() - math.log(len(prior))
-    return value / math.log(base)
+    return value
 
 
 def activation(features: Tensor) -> Tensor:

@@ -140,12 +140,6 @@ def test_characteristic_function_distance_as_the_equation_is_written() -> None:
     assert found.item() == pytest.approx(np.sqrt(0.3 * (abs(p) - abs(q)) ** 2 + 0.7 * phases).mean(), rel=1e-9)
 
 
-def test_weights_of_frequencies_repeat_them() -> None:
-    x, y, t = features(7, 3).detach(), features(4, 3).detach(), features(3, 3).detach()
-    weighted = losses.characteristic_function_distance(x, y, t, weights=torch.tensor([3.0, 0.0, 1.0]).double())
-    torch.testing.assert_close(weighted, losses.characteristic_function_distance(x, y, t[[0, 0, 0, 2]]))
-
-
 def test_characteristic_function_distance_of_close_features_survives_float32() -> None:
     # As NCFM's equation is written, float32 is off by 1 % in value and 27 % in gradient here.
     x = F.normalize(torch.randn(256, 512, dtype=torch.float64), dim=1)
@@ -161,7 +155,6 @@ def test_characteristic_function_distance_of_close_features_survives_float32() -
 
 def test_gradients_by_finite_differences() -> None:
     centres, t, others = features(3, 4), features(5, 4).detach(), features(7, 4).detach()
-    weights = torch.rand(5, dtype=torch.float64)
     maps = [features(6, 3, 2, 2).detach()]
     check = torch.autograd.gradcheck
     assert check(lambda x: losses.class_means(x, LABELS, 3), features(6, 4))
@@ -173,7 +166,7 @@ def test_gradients_by_finite_differences() -> None:
         assert check(
             lambda x, p=power: losses.attention_matching(maps, [x], LABELS, LABELS, 3, p), features(6, 3, 2, 2)
         )
-    assert check(lambda x: losses.characteristic_function_distance(others, x, t, 0.3, 0.7, weights), features(6, 4))
+    assert check(lambda x: losses.characteristic_function_distance(others, x, t, 0.3, 0.7), features(6, 4))
 
 
 def test_half_types_are_raised() -> None:

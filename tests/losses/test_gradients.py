@@ -129,12 +129,6 @@ def test_dcs_distance_does_not_see_the_scale_of_a_row() -> None:
     torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
 
 
-def test_one_dimensional_tensors_count_as_one_row_where_asked() -> None:
-    real, synthetic = gradients(), gradients()
-    more = losses.gradient_distance(real, synthetic, match_1d=True) - losses.gradient_distance(real, synthetic)
-    torch.testing.assert_close(more, 1 - F.cosine_similarity(real[1], synthetic[1], dim=0), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("metric", METRICS)
 def test_gradients_by_finite_differences(metric: str) -> None:
     real = [g.detach() for g in gradients()]
@@ -163,8 +157,6 @@ def test_what_cannot_be_matched_is_refused() -> None:
     one, bias = [torch.ones(2, 2)], [torch.ones(2)]
     with pytest.raises(ValueError, match="unknown metric 'l2': take one of ours, mse"):
         losses.gradient_distance(one, one, "l2")
-    with pytest.raises(ValueError, match="match_1d is for the metric ours"):
-        losses.gradient_distance(one, one, "idc_l1", match_1d=True)
     with pytest.raises(ValueError, match="no parameters that idc_l1 matches: take mse"):
         losses.gradient_distance(one, one, "idc_l1")
     with pytest.raises(ValueError, match="no parameters that ours matches: take mse"):
