@@ -86,9 +86,9 @@ def _beside(table: Path, network: str) -> str:
 
 
 def _of_table(table: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A table's options as configurations hold them: lists as tuples, networks in files by their paths."""
-    held: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in options.items()}
-    return held | {name: _beside(table, held[name]) for name in ("student", "arch", "teacher") if name in held}
+    """A table's options, with networks in files by their paths."""
+    networks = {name: _beside(table, options[name]) for name in ("student", "arch", "teacher") if name in options}
+    return {**options, **networks}
 
 
 def trained_teacher(recipe: Mapping[str, Any], download: bool = False) -> Path:

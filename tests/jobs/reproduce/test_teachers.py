@@ -84,7 +84,7 @@ def test_an_architecture_in_a_file_is_looked_for_beside_the_table(tmp_path, monk
     entry = {"source": "torchvision:resnet18", "arch": arch, "mean": [0.5]}
     options = teacher_options(entry, beside=tmp_path / "t.toml", teachers=None, download=True)
     assert options == {
-        "arch": f"{folder}/nets.py:make", "mean": (0.5,), "teacher": "torchvision:resnet18", "download": True,
+        "arch": f"{folder}/nets.py:make", "mean": [0.5], "teacher": "torchvision:resnet18", "download": True,
     }  # fmt: skip
 
 
