@@ -325,6 +325,7 @@ def set_info(plan: CondensePlan) -> dict[str, Any]:
         "images_per_class": plan.counts,
         "options": dataclasses.asdict(plan.method_config),
         "clip": config.clip,
+        **({"init": config.init} if hasattr(plan.method, "terms") else {}),
         **_teacher_file(plan),
         "datafree": datafree.__version__,
     }

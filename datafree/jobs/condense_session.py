@@ -39,7 +39,8 @@ class CondenseSession:
         self.setting = make_setting(plan, self.clock, say, stop)
         self.seconds = Seconds()
         self.preparation = 0.0
-        self.picture_mark = 0
+        # Grids are of what was learned: first images that are real ones are in none, nor those of the steps just after.
+        self.picture_mark = 0 if config.init == "noise" else 1
         self.logged = self.saved = time.monotonic()
 
     def start(self) -> None:

@@ -175,7 +175,7 @@ def _execute(plan: CondensePlan, folder: Run, state: Mapping[str, Any] | None, s
                 session.start()
                 if state is not None:
                     session.load_state_dict(state)
-                else:
+                elif plan.config.init == "noise":
                     session.picture()
                 ended = not stop() and run(
                     session.trainer,

@@ -22,11 +22,13 @@ from datafree.evaluation.networks import Forward
 from datafree.evaluation.protocols import Protocol, arch_for, named_protocol, tiles_for
 from datafree.jobs.loading import load_teacher, normalised
 from datafree.jobs.machine import find_device
+from datafree.jobs.paths import base_name, check_there
 from datafree.jobs.real_images import on_all_images, on_random_images
 from datafree.jobs.same_data import check_same_data, left_out
 from datafree.jobs.scoring import check_teacher_options
 from datafree.jobs.set_labels import check_labels, probabilities
 from datafree.models import build_model
+from datafree.models.checkpoint import json_beside
 
 
 def is_condensed(path: str) -> bool:
@@ -104,6 +106,8 @@ def evaluate_set(
     check_labels(condensed, protocol, set_labels, ranked=rank, taught=teacher is not None)
     data = _as_data(data, condensed.domain.classes)
     place = find_device(device)
+    if data is None:
+        data = _own_data(condensed, source)
     name, held = _test_data(condensed, data, place, validation, download, say)
     domain = condensed.domain
     named = [arch_for(domain) if arch == "auto" else arch for arch in archs or [protocol_object.arch]]
@@ -210,7 +214,7 @@ def _as_data(data: Any, classes: int) -> str | Data | None:
 
 def _test_data(
     condensed: CondensedSet,
-    data: str | Data | None,
+    data: str | Data,
     place: torch.device,
     validation: bool,
     download: bool,
@@ -220,8 +224,7 @@ def _test_data(
     if isinstance(data, Data):
         name, held = data.domain.name, data.to(place)
     else:
-        name = data or _own_data(condensed)
-        held = load_data(name, download=download, device=place)
+        name, held = data, load_data(data, download=download, device=place)
     _check_fit(condensed, held.domain, name, say)
     if validation:
         held = validation_split(held)
@@ -230,15 +233,22 @@ def _test_data(
     return name, dataclasses.replace(held, domain=condensed.domain)
 
 
-def _own_data(condensed: CondensedSet) -> str:
-    """The data that a set says it was made from."""
+def _own_data(condensed: CondensedSet, source: str | Path | CondensedSet) -> str:
+    """The data that a set says it was made from. Where they lie, the run.json beside its file says."""
     name = str(condensed.info.get("data", condensed.domain.name))
+    if not isinstance(source, CondensedSet):
+        place = Path(os.path.expanduser(source))
+        config = json_beside(place / FILE if place.is_dir() else place, "run.json").get("config")
+        kept = config.get("data") if isinstance(config, dict) else None
+        if isinstance(kept, str) and base_name(kept) == name:
+            name = kept
     try:
         split_name(name)
     except ValueError:
         raise ValueError(
             f"this set was made from {name!r}, which has no name here: give data=, the data it was made from (--data)"
         ) from None
+    check_there(name, "this set")
     return name
 
 

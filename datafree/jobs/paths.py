@@ -20,6 +20,21 @@ def absolute(name: str | None, *, is_path: bool = False) -> str | None:
     return str(file.resolve()) if is_path and file.exists() else name
 
 
+def base_name(text: str) -> str:
+    """A path, file.py:function, npz:PATH or imagefolder:PATH without the folders; any other name as it is."""
+    kind = text.partition(":")[0]
+    if kind in ("npz", "imagefolder"):
+        return f"{kind}:{Path(text.removeprefix(f'{kind}:')).name}"
+    return Path(text).name if text.startswith("/") else text
+
+
+def check_there(name: str, what: str) -> None:
+    """Raises ValueError where the data that `what` (a set, a student) itself names are no file or folder here."""
+    path = split_name(name)[1]
+    if path is not None and not (path.is_absolute() and path.exists()):
+        raise ValueError(f"{what} is of {name}, which is not here: give data=, these data where they lie (--data)")
+
+
 def check_apart(out: str | Path | None, inputs: Mapping[str, str | Path | None]) -> None:
     """Raises ValueError where a file or folder of `inputs` (flag: path) lies in the folder that a run overwrites.
 

@@ -9,6 +9,7 @@ from typing import Any
 from datafree.data import Data
 from datafree.data.condensed import CondensedSet
 from datafree.domain import DOMAINS, Domain
+from datafree.jobs.paths import base_name
 
 ALLOWED = 0.05  # by how much of the standard deviation the normalisation may differ without a word
 
@@ -27,7 +28,7 @@ def check_same_data(own: Domain, other: Domain, what: str) -> list[str]:
     Raises:
         ValueError: both are named data sets, and not the same.
     """
-    if own.name == other.name:
+    if base_name(own.name) == base_name(other.name):
         return []
     if own.name in DOMAINS and other.name in DOMAINS:
         raise ValueError(f"the set is of {own.name}, {what} {other.name}: give those of one data set")

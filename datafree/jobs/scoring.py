@@ -20,6 +20,7 @@ from datafree.idle import METHOD, idle_beside
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.machine import find_device
 from datafree.jobs.manifest import from_manifest
+from datafree.jobs.paths import check_there
 from datafree.jobs.writing import to_picture
 from datafree.models.checkpoint import find_checkpoint, read_checkpoint
 from datafree.models.memory import MEMORY
@@ -74,6 +75,8 @@ def evaluate(
     name = data or own.loaded.data
     if name is None:
         raise ValueError(f"{own.loaded.source} does not say which data it is for: give --data NAME")
+    if data is None:
+        check_there(name, own.loaded.source)
     held = load_data(name, download=download, device=place, splits=("test",))
     x, y = get_split(held, "test")
     if held.domain.shape != domain.shape or held.domain.classes != domain.classes:

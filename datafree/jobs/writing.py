@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from datafree.data.condensed import FILE, CondensedSet, to_bytes
 from datafree.data.folders import folder_name
+from datafree.jobs.paths import base_name
 from datafree.pictures import grid, png_bytes
 from datafree.runs import atomic_write
 
 PNG_CHANNELS = (1, 3)
 # Methods that ask no network which images to make.
 WITHOUT_NETWORK = ("random", "mean")
+# Methods whose images are real ones, or (rded) parts of them.
+REAL_IMAGES = ("random", "herding", "k-center", "k-means", "rded")
 
 
 def write_set(folder: Path, condensed: CondensedSet, metrics: Mapping[str, Any]) -> None:
@@ -24,8 +28,11 @@ def write_set(folder: Path, condensed: CondensedSet, metrics: Mapping[str, Any])
 
     `torchvision.datasets.ImageFolder(FOLDER/images)` reads the class folders: their names begin with the class number.
     An image lies in the folder of the class that it was made for, whatever its soft label says. No PNG file is written
-    of images of other than one or three channels, but for the grid.
+    of images of other than one or three channels, but for the grid. The first two files are to be handed out: of paths
+    they have the last part alone. Where the data lie is in the run.json beside them.
     """
+    name, info = base_name(condensed.domain.name), _without_folders(dict(condensed.info))
+    condensed = dataclasses.replace(condensed, domain=dataclasses.replace(condensed.domain, name=name), info=info)
     atomic_write(folder / FILE, to_bytes(condensed))
     atomic_write(folder / "card.md", card(condensed, metrics))
     images, _ = condensed.decoded()
@@ -39,6 +46,13 @@ def write_set(folder: Path, condensed: CondensedSet, metrics: Mapping[str, Any])
     (folder / "images").mkdir(exist_ok=True)
     order = torch.argsort(classes, stable=True)[:200]
     atomic_write(folder / "images" / "grid.png", png_bytes(grid(images[order])))
+
+
+def _without_folders(value: Any) -> Any:
+    """Plain types with the last part alone of each path."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(each) for key, each in value.items()}
+    return base_name(value) if isinstance(value, str) else value
 
 
 def class_folders(condensed: CondensedSet) -> list[str]:
@@ -73,10 +87,12 @@ def card(condensed: CondensedSet, metrics: Mapping[str, Any]) -> str:
     each = str(counts[0]) if counts and len(set(counts)) == 1 else ", ".join(map(str, counts))
     taught = info.get("teacher_file")
     entry = "ZCA whitening (in the file)" if condensed.whitening else "(x - mean) / std"
+    real = info.get("method") in REAL_IMAGES
     lines = [
         f"# Condensed {domain.name}",
         "",
-        f"{budget['stored_images']} synthetic images of {shape} for {domain.classes} classes, made by "
+        f"{budget['stored_images']} {'real' if real else 'synthetic'} images of {shape} for {domain.classes} classes, "
+        f"{'chosen' if real else 'made'} by "
         f"`{info.get('method', '?')}` of datafree {info.get('datafree', '?')}.",
         "",
         "| | |",
@@ -106,14 +122,26 @@ def card(condensed: CondensedSet, metrics: Mapping[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "- The images are made for training networks. They need not look like the data.",
-        "- Condensing is no protection of privacy by itself: an image may resemble the records it was made from.",
+        *_origin(info, real),
     ]
     if info.get("clip") == "save":
         lines.append(
             "- Pixels were brought back into [0, 1] on saving, not during the run, as the emulated release does."
         )
     return "\n".join(lines) + "\n"
+
+
+def _origin(info: Mapping[str, Any], real: bool) -> list[str]:
+    """What of the data the images may show."""
+    if real:
+        return ["- These are training images, or parts of them: who has the set has these records."]
+    lines = [
+        "- The images are made for training networks. They need not look like the data.",
+        "- Condensing is no protection of privacy by itself: an image may resemble the records it was made from.",
+    ]
+    if info.get("init", "noise") != "noise":
+        lines.append("- The images began as real ones, and each may still look much like its own.")
+    return lines
 
 
 def _network(condensed: CondensedSet) -> str:

@@ -122,6 +122,13 @@ def test_a_dry_run_foresees_what_options_need(
     assert len(plan["beforehand"]) == sum(line.startswith("training ") for line in said) == needed
 
 
+@pytest.mark.parametrize(("init", "first"), [("noise", 0), ("real", 2)])
+def test_no_grid_shows_the_real_images_that_a_set_begins_with(init: str, first: int, tmp_path: Path) -> None:
+    condense(method="dm", init=init, steps=20, out=tmp_path / "run", **{**TINY, "arch": "mlp", "real_batch": 4})
+    grids = sorted(path.name for path in (tmp_path / "run" / "images").glob("step-*.png"))
+    assert (grids[0], grids[-1]) == (f"step-{first:07d}.png", "step-0000020.png")
+
+
 def test_what_is_written(tmp_path: Path) -> None:
     result = condense(method="dm", steps=3, factor=2, out=tmp_path / "run", **TINY)
     held = {path.name for path in (tmp_path / "run").iterdir()}

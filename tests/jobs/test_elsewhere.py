@@ -45,6 +45,21 @@ def test_a_condensation(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.metrics["arch"] == f"{home / 'net.py'}:make"
     scores = datafree.evaluate_set("../home/set", protocol="vico-noaug", networks=1, archs=["mlp"])
     assert scores["split"] == "test"
+    # What is handed out names no folder of this machine; alone it does not know where the data lie.
+    alone = home.parent / "other" / "alone"
+    alone.mkdir()
+    for name in ("condensed.safetensors", "card.md"):
+        content = (home / "set" / name).read_bytes()
+        assert str(home).encode() not in content
+        (alone / name).write_bytes(content)
+    info = datafree.load_condensed(alone).info
+    assert (info["data"], info["arch"]) == ("npz:four.npz", "net.py:make")
+    for where in (alone, home):
+        monkeypatch.chdir(where)
+        with pytest.raises(
+            ValueError, match=r"^this set is of npz:four.npz, which is not here: give data=, these .* \(--"
+        ):
+            datafree.evaluate_set(alone)
 
 
 def test_a_pretraining(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +70,12 @@ def test_a_pretraining(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home.parent / "other")
     assert datafree.resume("../home/net")["steps"] == 2
     assert datafree.evaluate("../home/plain")["data"] == f"npz:{home / 'four.npz'}"
+    (home / "four.npz").rename(home.parent / "other" / "four.npz")
+    with pytest.raises(
+        ValueError, match=r"^../home/plain is of npz:/.*, which is not here: give data=, these data where"
+    ):
+        datafree.evaluate("../home/plain")
+    assert datafree.evaluate("../home/plain", "npz:four.npz")["data"] == "npz:four.npz"
 
 
 def test_experts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,22 @@ def test_the_card_says_which_network_was_asked(info: dict[str, Any], said: str) 
     assert row(card(zeros(**info), {}), "looked through") == said
 
 
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        ({"method": "herding"}, "who has the set has these records"),
+        ({"method": "rded"}, "who has the set has these records"),
+        ({"method": "dm", "init": "mosaic"}, "The images began as real ones"),
+        ({"method": "dm", "init": "noise"}, "an image may resemble the records it was made from.\n"),
+    ],
+)
+def test_the_card_says_what_of_the_data_the_images_may_show(info: dict[str, Any], said: str) -> None:
+    text = card(zeros(**info), {})
+    assert said in text
+    assert ("real images" in text.splitlines()[2]) == ("these records" in said)
+    assert text.endswith(said) == (info.get("init") == "noise")
+
+
 def test_a_draw_of_real_images_asks_none() -> None:
     condensed = dataclasses.replace(zeros(method="random", options={}), labels=torch.arange(10))
     assert row(card(condensed, {}), "looked through") == "no network"
