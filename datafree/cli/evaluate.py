@@ -34,7 +34,11 @@ RANKING = (
     "--teacher", metavar="TEXT",
     help="measure agreement with it  [default: the run's]; for a set, of --protocol rded, --set-labels teacher, --rank",
 )  # fmt: skip
-@click.option("--teacher-arch", metavar="TEXT", help="the teacher's architecture, where its file does not say")
+@click.option(
+    "--teacher-arch",
+    metavar="TEXT",
+    help="the teacher's architecture, where its file does not say; the file.py:function of a run's",
+)
 @click.option("--protocol", metavar="NAME", help="how networks are trained on a set  [default: default]")
 @click.option("--seeds", type=int, metavar="N", help="networks trained on a set  [default: the protocol's]")
 @click.option("--seed", type=int, metavar="N", help="seed of every random draw for a set  [default: 0]")

@@ -22,6 +22,7 @@ from datafree.jobs.machine import find_device
 from datafree.jobs.manifest import from_manifest
 from datafree.jobs.paths import check_there
 from datafree.jobs.writing import to_picture
+from datafree.models.build import is_file_arch
 from datafree.models.checkpoint import find_checkpoint, read_checkpoint
 from datafree.models.memory import MEMORY
 from datafree.pictures import png_bytes
@@ -46,10 +47,11 @@ def evaluate(
     """Accuracy of a student (a run folder, a file or a network) on a test split, and its fidelity to its teacher.
 
     The teacher is the run's own, if the student is a run folder (none where that or its `arch` was a network from
-    memory); or the one given. `arch` and `teacher_arch` may be networks that the files are for; `student` and `teacher`
-    the networks themselves, from normalised images (N, C, H, W) to logits, or a result's `student`. Architectures and
-    normalisations are for what does not say its own; it is else the one of the data, and `say` is called with what was
-    inferred.
+    memory); or the one given. Where the run was given its teacher's `arch` as file.py:function, `teacher_arch` has to
+    name it again: no file is run that only a run names. `arch` and `teacher_arch` may be networks that the files are
+    for; `student` and `teacher` the networks themselves, from normalised images (N, C, H, W) to logits, or a result's
+    `student`. Architectures and normalisations are for what does not say its own; it is else the one of the data, and
+    `say` is called with what was inferred.
 
     Returns:
         accuracy, per_class, confusion; with a teacher also teacher_accuracy, agreement (fractions of 1) and kl (nats).
@@ -58,13 +60,16 @@ def evaluate(
         ValueError: something a person can mend; one line.
         FileNotFoundError: the data are not there.
     """
-    check_teacher_options(teacher, teacher_arch=teacher_arch, teacher_mean=teacher_mean, teacher_std=teacher_std)
     if not isinstance(student, str | os.PathLike | nn.Module):
         raise ValueError(
             f"a {type(student).__name__} is no student: give a run folder (a result's path), a file or the "
             "torch.nn.Module itself"
         )
     student = student if isinstance(student, nn.Module) else os.fspath(student)
+    run = _own_run(student) if teacher is None and isinstance(student, str) else None
+    check_teacher_options(
+        teacher, teacher_arch=None if run else teacher_arch, teacher_mean=teacher_mean, teacher_std=teacher_std
+    )
     place = find_device(device)
     # A file that says what images it takes goes before the data; of any other file, or a network, they decide.
     known = None if isinstance(student, str) and _knows_its_images(student) else data
@@ -87,20 +92,22 @@ def evaluate(
     found: LoadedTeacher | None = None
     if teacher is not None:
         found = load_teacher(teacher, arch=teacher_arch, data=name, mean=teacher_mean, std=teacher_std, device=place)
-    elif isinstance(student, str) and _names_teacher(student):
-        found = run_teacher(Run.open(student), place)
+    elif run is not None:
+        found = run_teacher(run, place, arch=teacher_arch)
     scores = score(network, x, y, teacher=found.teacher if found is not None else None)
     return {"student": own.loaded.source, "data": name, **scores.to_dict()}
 
 
-def _names_teacher(student: str) -> bool:
-    """Whether a student is a run's, the teacher of which can be found again."""
+def _own_run(student: str) -> Run | None:
+    """The run of a student's folder, if its teacher can be found again."""
     if not (Path(student) / "run.json").is_file():
-        return False
-    about = Run.open(student).manifest()
-    return about.get("job") == "train" and not any(
+        return None
+    run = Run.open(student)
+    about = run.manifest()
+    gone = about.get("job") != "train" or any(
         str(about["config"][name]).startswith(MEMORY) for name in ("teacher", "arch")
     )
+    return None if gone else run
 
 
 def check_teacher_options(teacher: object, **options: Any) -> None:
@@ -122,18 +129,28 @@ def _knows_its_images(source: str) -> bool:
     return bool(read_checkpoint(find_checkpoint(source)).metadata)
 
 
-def run_teacher(run: Run, device: torch.device | str = "cpu") -> LoadedTeacher:
-    """The teacher of a run, as its manifest names it.
+def run_teacher(run: Run, device: torch.device | str = "cpu", *, arch: str | nn.Module | None = None) -> LoadedTeacher:
+    """The teacher of a run, as its manifest names it. A file that only the manifest names is never run.
 
     Raises:
-        ValueError: it is not there any more, or another network stands in its place.
+        ValueError: it is not there any more, another network stands in its place, or `arch` is not given where the
+            run's is a file, or is elsewhere.
     """
     about = run.manifest()
     config, _ = from_manifest(about)
+    if config.arch is None or not is_file_arch(config.arch):
+        if arch is not None:
+            raise ValueError(f"the run in {run.path} says what its teacher is: leave --teacher-arch out")
+        arch = config.arch
+    elif arch is None:
+        raise ValueError(
+            f"the teacher of the run in {run.path} was given with --arch {config.arch}: give --teacher-arch "
+            f"{config.arch} (it runs that file)"
+        )
     domain = about["domain"]
     found = load_teacher(
         config.teacher or str(run.path / "teacher.safetensors"),
-        arch=config.arch,
+        arch=arch,
         shape=tuple(domain["shape"]),
         classes=domain["classes"],
         mean=domain["mean"],
@@ -149,12 +166,19 @@ def run_teacher(run: Run, device: torch.device | str = "cpu") -> LoadedTeacher:
 
 @torch.no_grad()
 def sample(
-    run: str | Path, n: int = 1000, *, out: str | Path, seed: int = 0, force: bool = False, device: str = "cpu"
+    run: str | Path,
+    n: int = 1000,
+    *,
+    out: str | Path,
+    teacher_arch: str | nn.Module | None = None,
+    seed: int = 0,
+    force: bool = False,
+    device: str = "cpu",
 ) -> Path:
     """Writes n images of a run's generator as PNG, and the teacher's logits and probabilities for them.
 
     OUT/images/000000.png ..., and OUT/labels.safetensors with `logits` and `probabilities` (n, classes) in their order.
-    OUT/sampling.json says of what run they are, and by which seed.
+    OUT/sampling.json says of what run they are, and by which seed. `teacher_arch` as for `evaluate`.
 
     Raises:
         ValueError: the run has no generator or another teacher by now, or the folder is not empty.
@@ -180,7 +204,7 @@ def sample(
     generator = _generator(about)
     generator.load_state_dict(load_file(file))
     generator.train(not _shown_in_evaluation(source)).to(place)
-    teacher = run_teacher(source, place).teacher
+    teacher = run_teacher(source, place, arch=teacher_arch).teacher
     with Run.create(out, "sample", force=force) as folder:
         write_json(folder.path / SAMPLES, {"run": str(source.path), "n": n, "seed": seed})
         rng, made = torch.Generator().manual_seed(seed), 0

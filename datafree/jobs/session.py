@@ -220,8 +220,8 @@ class Session:
 
     @torch.no_grad()
     def picture(self) -> None:
-        """A grid of synthesized images, labelled with the teacher's decision and confidence."""
-        if not self.main:
+        """A grid of the images made, labelled with the teacher's decision and confidence. Real ones are not shown."""
+        if not self.main or self.plan.real is not None:
             return
         held = getattr(getattr(self.method, "store", None), "last", None)
         images = held if held is not None else self._sample()

@@ -175,6 +175,7 @@ def test_on_real_images_a_run_goes_on_with_its_own(teacher: str, tmp_path: Path,
     del about["data_sha256"]  # as older runs have it
     (tmp_path / "run" / "run.json").write_text(json.dumps(about))
     assert datafree.resume(tmp_path / "run").metrics["steps"] == 4
+    assert not (tmp_path / "run" / "images").exists()  # grids would show the real images
 
 
 def test_samples_that_were_interrupted_are_never_taken_for_others(
@@ -204,6 +205,31 @@ def test_samples_that_were_interrupted_are_never_taken_for_others(
         datafree.sample(finished, 3, out=folder, force=True, seed=2)
     assert len(list((folder / "images").iterdir())) == 2
     assert not (folder / "labels.safetensors").exists()
+
+
+def test_a_file_that_only_a_run_names_is_not_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "from datafree.models import build_model\n\nopen('ran', 'w').close()\n\n"
+        "def make():\n    return build_model('resnet8', shape=(1, 8, 8), classes=10)\n"
+    )
+    shutil.copytree(finished, "run")
+    about = json.loads(Path("run/run.json").read_text())
+    about["config"]["arch"] = "net.py:make"
+    Path("run/run.json").write_text(json.dumps(about))
+    for act in (datafree.evaluate, partial(datafree.sample, n=2, out="samples")):
+        with pytest.raises(
+            ValueError, match=r"^the teacher of .* --arch net.py:make: give --teacher-arch net.py:make \("
+        ):
+            act("run")
+        with pytest.raises(ValueError, match=r"^the run in .* says what its teacher is: leave --teacher-arch out"):
+            act(str(finished), teacher_arch="resnet8")
+    assert not Path("ran").exists()
+    scores = datafree.evaluate("run", teacher_arch="net.py:make")
+    assert scores == {**datafree.evaluate(str(finished)), "student": "run"}
+    assert datafree.sample("run", 2, out="samples", teacher_arch="net.py:make").is_dir()
 
 
 def test_a_teacher_that_has_changed_since_is_no_measure(teacher: str, tmp_path: Path) -> None:
