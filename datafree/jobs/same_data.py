@@ -15,10 +15,10 @@ ALLOWED = 0.05  # by how much of the standard deviation the normalisation may di
 
 
 def check_same_data(own: Domain, other: Domain, what: str) -> list[str]:
-    """A warning where a set may be of other data than it is used with; none where all agrees.
+    """Warnings where a set may be of other data than it is used with; none where all agrees.
 
-    Of two named sets the names decide. Where one has no such name it may be the same data under another one, so a
-    normalisation that differs is worth a word, and nothing more.
+    Of two named sets the names decide. Where one has no such name it may be the same data under another one, so
+    a normalisation or names of classes that differ are worth a word, and nothing more.
 
     Args:
         own: the set's.
@@ -26,19 +26,41 @@ def check_same_data(own: Domain, other: Domain, what: str) -> list[str]:
         what: says in a sentence's beginning what `other` is of.
 
     Raises:
-        ValueError: both are named data sets, and not the same.
+        ValueError: both are named data sets, and not the same; or their classes have one another's numbers.
     """
-    if base_name(own.name) == base_name(other.name):
-        return []
-    if own.name in DOMAINS and other.name in DOMAINS:
+    if own.name in DOMAINS and own.name != other.name and other.name in DOMAINS:
         raise ValueError(f"the set is of {own.name}, {what} {other.name}: give those of one data set")
+    warnings = _class_names(own, other, what)
+    if base_name(own.name) == base_name(other.name):
+        return warnings
     values = zip((*own.mean, *own.std), (*other.mean, *other.std), (*own.std, *own.std), strict=True)
     if all(abs(a - b) <= ALLOWED * std for a, b, std in values):
-        return []
+        return warnings
     return [
+        *warnings,
         f"the set is of {own.name} ({_words(own)}), {what} {other.name} ({_words(other)}): if these are other data, "
-        "take those that the set was made from"
+        "take those that the set was made from",
     ]
+
+
+def _class_names(own: Domain, other: Domain, what: str) -> list[str]:
+    """A warning where classes of one number have two names, capital letters aside.
+
+    Raises:
+        ValueError: the names are the same in another order.
+    """
+    names, others = ([name.casefold() for name in domain.class_names] for domain in (own, other))
+    number = next((i for i, pair in enumerate(zip(names, others, strict=False)) if pair[0] != pair[1]), None)
+    if number is None:
+        return []
+    mine, theirs = own.class_names[number], other.class_names[number]
+    said = f"class {number} of the set is {mine!r}, {what} {other.name}, whose class {number} is {theirs!r}"
+    if sorted(names) == sorted(others):
+        raise ValueError(
+            f"{said}: the same classes are numbered in another order; name the folders so that their alphabetical "
+            "order is the set's"
+        )
+    return [f"{said}: classes are compared by number"]
 
 
 def data_sha256(data: Data) -> str:

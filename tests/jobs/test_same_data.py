@@ -46,6 +46,21 @@ def test_of_others_the_normalisation_is_compared(by: float, warned: bool) -> Non
     assert check_same_data(replace(MINE, mean=(0.9,)), MINE, "") == []  # one name, and its own constants by --mean
 
 
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [(("Bee", "ant", "cat"), False), ((), False), (("bee", "Ant", "cat"), False), (("Bee", "aardvark", "cat"), True)],
+)
+def test_classes_go_by_number_and_their_names_say_whether_that_is_right(names: tuple[str, ...], warned: bool) -> None:
+    own = replace(make_domain(shape=(3, 8, 8), classes=3), name="imagefolder:own", class_names=("Bee", "ant", "cat"))
+    for name in ("imagefolder:/theirs/own", "imagefolder:other"):
+        other = replace(own, name=name, class_names=names)
+        found = check_same_data(own, other, "the test images are of")
+        said = f"class 1 of the set is 'ant', the test images are of {name}, whose class 1 is 'aardvark': classes are"
+        assert [line.startswith(said) for line in found] == [True] * warned
+        with pytest.raises(ValueError, match=r"^class 0 of the set is 'Bee', .* 'ant': the same .* in another order"):
+            check_same_data(own, replace(other, class_names=("ant", "bee", "cat")), "the test images are of")
+
+
 @pytest.mark.parametrize("domain", [FASHION, MINE, MNIST])
 def test_a_set_is_scored_on_its_own_data(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
     def train_networks(make: Any, *_: Any, count: int, **__: Any) -> list[Any]:
