@@ -22,6 +22,7 @@ from datafree.evaluation.cost import activation_bytes, multiply_adds, parameters
 from datafree.fields import fields_of
 from datafree.idle import METHOD, idle_beside
 from datafree.jobs.beginnings import (
+    BLACK_BOX,
     absolute_source,
     check_black_box,
     check_condensed,
@@ -46,6 +47,7 @@ from datafree.jobs.same_data import left_out
 from datafree.models import build_model, next_smaller
 from datafree.models.build import one_line
 from datafree.parallel import world_size
+from datafree.synthesis import load_method
 from datafree.synthesis.embeddings import WORDS
 from datafree.synthesis.setting import Setting
 from datafree.training import EPOCH_STEPS, Clock, make_clock
@@ -244,8 +246,9 @@ def _check_needs(plan: Plan) -> None:
     images never do.
     """
     method, config, domain = plan.method, plan.config, plan.domain
+    image = torch.full((1, *domain.shape), 0.5, device=plan.device)
     if getattr(method, "NEEDS_GRADIENTS", True):
-        image = torch.full((1, *domain.shape), 0.5, device=plan.device, requires_grad=True)
+        image.requires_grad_()
         try:
             seen = plan.teacher.teacher.look(image, features=True)
             given, why = seen.logits.requires_grad, ""
@@ -262,6 +265,10 @@ def _check_needs(plan: Plan) -> None:
                 f"--{needed} needs the features before the teacher's last layer, which cannot be seen: "
                 f"give --{needed} 0"
             )
+        _check_logits(seen.logits, plan.teacher.loaded.source)
+    elif method is not load_method(BLACK_BOX):  # which takes probabilities where it is told
+        with torch.no_grad():
+            _check_logits(plan.teacher.teacher(image), plan.teacher.loaded.source)
     follows = getattr(method, "FOLLOWS_PRIOR", True) if plan.condensed is None else False
     followed = getattr(plan.method_config, follows) if isinstance(follows, str) else follows
     if plan.prior is not None and not followed:
@@ -274,6 +281,15 @@ def _check_needs(plan: Plan) -> None:
         raise ValueError(f"--synthesis-batch {batch} does not divide among {world_size()} processes")
     with torch.random.fork_rng(devices=[]):
         plan.build_method(plan.setting(plan.network, torch.Generator(plan.device)))
+
+
+def _check_logits(answers: torch.Tensor, source: str) -> None:
+    """Raises ValueError for probabilities, of which a softmax is nearly uniform: a student would learn nothing."""
+    if bool((answers >= 0).all() & ((answers.sum(1) - 1).abs() < 1e-3).all()):
+        raise ValueError(
+            f"{source} answers with probabilities: its forward must return the logits, which a softmax made them of; "
+            "where there are none, take --method blackbox --probabilities"
+        )
 
 
 def _mirrored(domain: Domain, flip: bool | None) -> Domain:

@@ -46,6 +46,10 @@ def foreign():
     return Box(True)
 
 
+def probable():
+    return nn.Sequential(build_model("resnet8", shape=(1, 8, 8), classes=10), nn.Softmax(1))
+
+
 def script():
     import warnings
     with warnings.catch_warnings():
@@ -62,7 +66,8 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
     state = build_model("resnet8", shape=(1, 8, 8), classes=10).state_dict()
     torch.save({f"inner.{name}": t for name, t in state.items()}, folder / "box.pt")
     torch.save(state, folder / "script.pt")
-    files = {"silent": "box", "foreign": "box", "script": "script"}
+    torch.save({f"0.{name}": t for name, t in state.items()}, folder / "probable.pt")
+    files = {"silent": "box", "foreign": "box", "script": "script", "probable": "probable"}
     return {
         name: {"teacher": str(folder / f"{file}.pt"), "arch": f"{folder / 'teachers.py'}:{name}"}
         for name, file in files.items()
@@ -101,6 +106,15 @@ def test_a_black_box_is_enough_for_methods_that_only_ask(
         assert json.loads((tmp_path / "run" / "result.json").read_text())["queries"] == 48
     else:
         assert "queries" not in result.metrics
+
+
+@pytest.mark.parametrize("options", [{"method": "dfq"}, {"method": "noise"}, {"source": "real"}])
+def test_a_teacher_that_answers_with_probabilities_is_refused(
+    options: dict[str, str], teachers: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    text = refused(tmp_path / "run", **options, **teachers["probable"])
+    assert "probable.pt answers with probabilities: its forward must return the logits" in text
+    dry_run(method="blackbox", probabilities=True, **teachers["probable"], **SHORT)
 
 
 def test_torchscript_gives_gradients_but_shows_no_features(teachers: dict[str, dict[str, str]], tmp_path: Path) -> None:
