@@ -110,10 +110,13 @@ def evaluate(what: str | None, **values: Any) -> None:
 
         torch.set_num_threads(values["threads"])
     if what is not None and not is_condensed(what):
+        if not what.startswith(("torchvision:", "timm:")) and not os.path.exists(os.path.expanduser(what)):
+            raise ValueError(
+                f"there is nothing at {what}: name a condensed set (the folder that condense wrote), a run folder, a "
+                "checkpoint or torchvision:NAME"
+            )
         sets_only = _flags(given, *SETS_ONLY, "space")
         if sets_only:
-            if not what.startswith(("torchvision:", "timm:")) and not os.path.exists(os.path.expanduser(what)):
-                raise ValueError(f"there is nothing at {what}: name a condensed set, the folder that condense wrote")
             raise ValueError(f"{what} is no condensed set, and {sets_only} is for sets: leave it out")
         _student(what, given, as_json)
         return

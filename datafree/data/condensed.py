@@ -186,6 +186,9 @@ def load_condensed(path: str | Path, *, device: str | torch.device = "cpu") -> C
     file = Path(os.path.expanduser(path))  # no shell does, in condensed:~/set
     if file.is_dir():
         file /= FILE
+        unfinished = (file.parent / "run.json").is_file() and not (file.parent / "result.json").exists()
+        if unfinished and not file.is_file():
+            raise ValueError(f"the run in {path} is not finished: go on with it (--resume --out {path})")
     if not file.is_file():
         raise ValueError(f"no condensed set in {path} (no {FILE}): name a folder that datafree condense wrote")
     try:

@@ -62,6 +62,8 @@ def split_name(name: str | os.PathLike[str]) -> tuple[str, Path | None]:
         return kind, Path(os.path.expanduser(path))
     if name in DATA:
         return name, None
+    if os.path.isfile(os.path.join(os.path.expanduser(name), "condensed.safetensors")):
+        raise ValueError(f"{name} is a condensed set: datafree train --source condensed:{name} learns from it")
     near = [*_own_names(name), *difflib.get_close_matches(name.lower().replace("_", "-"), DATA, n=3)]
     if near:
         raise ValueError(f"unknown data {name!r}: did you mean {' or '.join(near)}?")

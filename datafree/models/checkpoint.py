@@ -63,6 +63,8 @@ def find_checkpoint(source: str) -> Path:
         raise ValueError(f"{source} cannot be read: {error.strerror or error}") from error
     if inside is not None:
         return inside
+    if is_folder and (path / "run.json").is_file() and not (path / "result.json").exists():
+        raise FileNotFoundError(f"the run in {source} is not finished: go on with it (--resume --out {source})")
     if is_folder:
         raise FileNotFoundError(f"{source} is a folder without {' or '.join(FOLDER_FILES)}: name the checkpoint file")
     if not is_file:

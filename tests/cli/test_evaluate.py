@@ -70,10 +70,11 @@ def test_space_is_for_sets(cli: Cli) -> None:
 
 
 def test_nothing_is_neither_a_set_nor_a_student(cli: Cli) -> None:
-    answer = cli("evaluate", "nowhere", "--protocol", "vico")
-    assert (answer.status, answer.out) == (2, "")
-    assert answer.err.startswith("error: there is nothing at nowhere: name a condensed set")
-    assert len(answer.err.splitlines()) == 1
+    for flags in (("--protocol", "vico"), ()):
+        answer = cli("evaluate", "nowhere", *flags)
+        assert (answer.status, answer.out) == (2, "")
+        assert answer.err.startswith("error: there is nothing at nowhere: name a condensed set")
+        assert len(answer.err.splitlines()) == 1
     assert "torchvision:resnet18 is no condensed set" in cli("evaluate", "torchvision:resnet18", "--seed", 1).err
 
 

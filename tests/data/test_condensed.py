@@ -196,6 +196,9 @@ def test_what_is_no_condensed_set_is_refused_in_one_line(tmp_path: Path) -> None
         with pytest.raises(ValueError, match="no condensed set") as caught:
             load_condensed(path)
         assert "\n" not in str(caught.value)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"^the run in .* is not finished: go on with it \(--resume --out .*\)$"):
+        load_condensed(tmp_path)
 
 
 @pytest.mark.parametrize(

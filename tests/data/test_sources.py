@@ -119,6 +119,7 @@ def test_unknown_names(name: str, says: str) -> None:
         ("photos", "unknown data 'photos': did you mean imagefolder:photos?"),
         ("~/photos", "unknown data '~/photos': did you mean imagefolder:~/photos?"),
         ("cifar_10", "unknown data 'cifar_10': did you mean imagefolder:cifar_10 or cifar10 or cifar100?"),
+        ("set", "set is a condensed set: datafree train --source condensed:set learns from it"),
     ],
 )
 def test_files_and_folders_without_their_kind(monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
@@ -126,6 +127,7 @@ def test_files_and_folders_without_their_kind(monkeypatch: pytest.MonkeyPatch, n
     touch(Path("l1.npz"))
     touch(Path("photos/a.png"))
     touch(Path("cifar_10/a.png"))
+    touch(Path("set/condensed.safetensors"))
     with pytest.raises(ValueError, match=r".") as caught:
         find_data(name)
     assert str(caught.value) == says

@@ -291,6 +291,11 @@ def test_finding_the_file(tmp_path: Path) -> None:
         find_checkpoint(str(tmp_path / "absent.pt"))
     with pytest.raises(FileNotFoundError, match=r"folder without student.safetensors or model.safetensors"):
         find_checkpoint(str(tmp_path))
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(
+        FileNotFoundError, match=r"^the run in .* is not finished: go on with it \(--resume --out .*\)$"
+    ):
+        find_checkpoint(str(tmp_path))
     with pytest.raises(ValueError, match="cannot be read: File name too long"):
         find_checkpoint("x" * 5000)
     torch.save(STATE, tmp_path / "pytorch_model.bin")
