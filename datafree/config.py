@@ -168,7 +168,10 @@ class TrainConfig(OptimisationConfig, MachineConfig):
         str | None, "checkpoint, run folder, torchvision:NAME or timm:NAME; default: trained on digits"
     ] = None
     arch: Annotated[str | None, "the teacher's architecture: a name or file.py:function, which runs that file"] = None
-    student: Annotated[str | None, "student: a name or file.py:function; default: the next smaller network"] = None
+    student: Annotated[
+        str | None,
+        "student: a name or file.py:function; default: the next smaller network of the family, or a small one",
+    ] = None
     method: Annotated[str, "synthesis method (datafree list methods)"] = "blend"
     source: Annotated[
         str | None,

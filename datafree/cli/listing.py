@@ -11,7 +11,7 @@ from datafree import condensation
 from datafree.cli.display import table
 from datafree.config import source_of
 from datafree.data import DATA, find_data
-from datafree.models import FAMILIES, model_names
+from datafree.models import model_names, smaller_of_family
 from datafree.synthesis import METHODS
 
 
@@ -57,8 +57,8 @@ def _functions(file: Path, names: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def _family(name: str) -> str:
-    family = next((f for f in FAMILIES if name in f[1:]), None)
-    return f"next smaller: {family[family.index(name) - 1]}" if family else ""
+    smaller = smaller_of_family(name)
+    return f"next smaller: {smaller}" if smaller else ""
 
 
 def _where(name: str) -> str:

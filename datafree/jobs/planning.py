@@ -44,7 +44,7 @@ from datafree.jobs.filling import (
 from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.paths import absolute, absolute_data
 from datafree.jobs.same_data import left_out
-from datafree.models import build_model, next_smaller
+from datafree.models import build_model, next_smaller, smaller_of_family
 from datafree.models.build import one_line
 from datafree.parallel import world_size
 from datafree.synthesis import load_method
@@ -167,13 +167,15 @@ def make_plan(
     warnings: list[str] = []
     if condensed is not None:
         warnings += check_condensed(condensed, domain, str(config.source))
-    student = config.student
+    student, size = config.student, parameters(teacher.teacher.network)
     if student is None:
-        student = next_smaller(
-            teacher.loaded.arch, domain.shape, classes=domain.classes, than=parameters(teacher.teacher.network)
-        )
-        choices.append(f"student: {student} (the next smaller network; --student names another)")
+        student = next_smaller(teacher.loaded.arch, domain.shape, classes=domain.classes, than=size)
     network = build_model(networks.get("student", student), shape=domain.shape, classes=domain.classes)
+    if config.student is None:
+        why = "the next smaller network"
+        if student != smaller_of_family(teacher.loaded.arch):
+            why = f"a small network of ours, with {100 * parameters(network) / size:.2g}% of the teacher's parameters"
+        choices.append(f"student: {student} ({why}; --student names another)")
     defaults = student_defaults(config, method)
     normless = not any("Norm" in type(m).__name__ for m in network.modules())
     if config.optimizer is None and defaults["optimizer"] == "sgd" and normless:

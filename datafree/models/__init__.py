@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from datafree.models.load import Loaded as Loaded
     from datafree.models.load import load_model as load_model
 
-__all__ = ["ALIASES", "FAMILIES", "MODELS", "Loaded", "build_model", "load_model", "model_names", "next_smaller"]
+__all__ = [
+    "ALIASES",
+    "FAMILIES",
+    "MODELS",
+    "Loaded",
+    "build_model",
+    "load_model",
+    "model_names",
+    "next_smaller",
+    "smaller_of_family",
+]
 
 # name -> where its builder stands
 MODELS: dict[str, str] = {
@@ -86,6 +96,12 @@ def model_names() -> tuple[str, ...]:
     return (*MODELS, *ALIASES)
 
 
+def smaller_of_family(arch: str) -> str | None:
+    """The name of the next smaller network of ``arch``'s family; None where it has none or is not known."""
+    name = ALIASES.get(arch, arch)
+    return next((family[family.index(name) - 1] for family in FAMILIES if name in family[1:]), None)
+
+
 def next_smaller(arch: str, shape: tuple[int, int, int], *, classes: int = 10, than: int | None = None) -> str:
     """The name of the next smaller network of ``arch``'s family: the default student.
 
@@ -95,10 +111,9 @@ def next_smaller(arch: str, shape: tuple[int, int, int], *, classes: int = 10, t
 
     Raises ValueError where neither is smaller.
     """
+    if (found := smaller_of_family(arch)) is not None:
+        return found
     name = ALIASES.get(arch, arch)
-    for family in FAMILIES:
-        if name in family[1:]:
-            return family[family.index(name) - 1]
     channels, height, width = shape
     small = ("lenet5_half", "resnet8") if channels == 1 and max(height, width) <= 32 else ("resnet8", "lenet5_half")
     if than is None and name not in MODELS:

@@ -312,6 +312,13 @@ def test_a_method_that_makes_no_image_is_refused(tmp_path: Path) -> None:
         plan(tmp_path, "plain", "dafl", source=f"condensed:{tmp_path / 'set'}")
 
 
+def test_a_student_of_another_family_is_no_next_smaller_network(plain_teacher: str) -> None:
+    made = jobs.dry_run(teacher=plain_teacher, method="noise", steps=1)
+    share = 100 * made["student"]["parameters"] / made["teacher"]["parameters"]
+    said = f"a small network of ours, with {share:.2g}% of the teacher's parameters; --student names another"
+    assert f"student: lenet5_half ({said})" in made["choices"]
+
+
 def test_a_teacher_smaller_than_any_of_ours_needs_a_named_student(tmp_path: Path) -> None:
     # 4 x 9 + 4 + 10 x 256 + 10 parameters
     with pytest.raises(ValueError, match=r"fewer parameters than the teacher \(2,610\): name a student with --student"):

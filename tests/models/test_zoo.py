@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from datafree.models import ALIASES, FAMILIES, MODELS, build_model, model_names, next_smaller
+from datafree.models import ALIASES, FAMILIES, MODELS, build_model, model_names, next_smaller, smaller_of_family
 from datafree.models.convnet import convnet
 from datafree.models.resnet import Block
 
@@ -174,6 +174,7 @@ def test_next_smaller() -> None:
         "nets.py:make": "resnet8",
     }
     assert {name: next_smaller(name, rgb) for name in expected} == expected
+    assert [smaller_of_family(name) for name in ("resnet34", "lenet", "resnet18")] == ["resnet18", "lenet5_half", None]
     assert next_smaller("nets.py:make", grey) == "lenet5_half"
     assert next_smaller("mlp", (1, 32, 32)) == "lenet5_half"
     assert next_smaller("mlp", (1, 64, 64)) == "resnet8"
