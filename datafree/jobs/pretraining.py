@@ -165,6 +165,7 @@ class _Task:
     """A network to be trained, and all that its steps depend on. `config` has no field left open."""
 
     config: PretrainConfig
+    set_by_user: tuple[str, ...]
     device: torch.device
     data: Data
     domain: Domain
@@ -191,6 +192,7 @@ class _Task:
 
 def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
     """Finds whatever is wrong, before anything is written."""
+    set_by_user = tuple(f.name for f in fields_of(PretrainConfig) if getattr(config, f.name) != f.default)
     config, choices = _filled(config)
     data = load_data(config.data, download=config.download, device=device)
     _, labels = get_split(data, "train")
@@ -212,6 +214,7 @@ def _prepare(config: PretrainConfig, device: torch.device) -> _Task:
     network = normalised(build_model(config.arch, shape=domain.shape, classes=domain.classes), domain, device)
     return _Task(
         config=config,
+        set_by_user=set_by_user,
         device=device,
         data=data,
         domain=domain,
@@ -256,7 +259,7 @@ def _manifest(task: _Task) -> dict[str, Any]:
         **environment(task.device),
         "config": dataclasses.asdict(task.config),
         "method_options": {},
-        "set_by_user": [],
+        "set_by_user": list(task.set_by_user),
         "choices": task.choices,
         "seed": task.config.seed,
         "student": {

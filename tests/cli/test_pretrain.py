@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def test_a_run_says_what_nobody_asked_for(cli: Cli) -> None:
     assert "length:" not in answer.err
     answer = cli("pretrain", "--arch", "mlp", "--steps", 1, "--out", "net")
     assert LINES[1] in answer.err
+    assert json.loads(Path("net/run.json").read_text())["set_by_user"] == ["steps", "arch"]
 
 
 def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
