@@ -25,7 +25,8 @@ def fresh_run(out: str | Path | None, name: str, *, force: bool = False) -> Iter
 
     Where an error ends the run before it has logged a row or saved a checkpoint, what it wrote is removed, and the
     folder with it if the run made it: the corrected command is not in its own way. What stood there before stays. So
-    does all where a person stopped the run, which then goes on with --resume, or where a term was not finite.
+    does all where a person stopped the run, which then goes on with --resume (where it has a run.json by then), or
+    where a term was not finite.
 
     Raises:
         ValueError, WriteError: as `Run.create`.
@@ -39,8 +40,9 @@ def fresh_run(out: str | Path | None, name: str, *, force: bool = False) -> Iter
             return
         except TermError:
             raise
-        except Exception:
-            if not main or _began(folder.path):
+        except (Exception, KeyboardInterrupt) as error:
+            stopped = isinstance(error, KeyboardInterrupt) and (folder.path / "run.json").exists()
+            if not main or stopped or _began(folder.path):
                 raise
             folder.close()
             for path in [folder.path / each for each in _FIRST if each not in before]:

@@ -78,3 +78,4 @@ def test_while_the_embedded_teacher_is_trained(tmp_path: Path, number: signal.Si
     assert got == status
     assert "Traceback" not in err
     assert not (out / "run.json").exists()
+    assert out.exists() is (number is signal.SIGTERM)

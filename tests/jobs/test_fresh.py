@@ -82,6 +82,21 @@ def test_a_run_that_was_stopped_or_went_astray_stays(
     assert (tmp_path / "set" / "run.json").exists()
 
 
+def test_a_run_that_is_stopped_before_there_is_one_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_: Any, path: Path, *__: Any) -> str:
+        path.write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("datafree.jobs.training.embedded_teacher", stopped)
+    monkeypatch.chdir(tmp_path)
+    for out in ("student", None):
+        with pytest.raises(KeyboardInterrupt):
+            datafree.train(method="noise", steps=1, out=out, threads=1)
+    assert [str(path) for path in Path().rglob("*")] == ["runs"]
+
+
 def test_a_run_that_resumes_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datafree.jobs import resume_condense
 
