@@ -32,7 +32,7 @@ def check_there(name: str, what: str) -> None:
     """Raises ValueError where the data that `what` (a set, a student) itself names are no file or folder here."""
     path = split_name(name)[1]
     if path is not None and not (path.is_absolute() and path.exists()):
-        raise ValueError(f"{what} is of {name}, which is not here: give data=, these data where they lie (--data)")
+        raise ValueError(f"{what} is of {name}, and where that lies here is not known: give data= (--data)")
 
 
 def check_apart(out: str | Path | None, inputs: Mapping[str, str | Path | None]) -> None:

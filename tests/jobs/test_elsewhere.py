@@ -57,7 +57,8 @@ def test_a_condensation(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for where in (alone, home):
         monkeypatch.chdir(where)
         with pytest.raises(
-            ValueError, match=r"^this set is of npz:four.npz, which is not here: give data=, these .* \(--"
+            ValueError,
+            match=r"^this set is of npz:four.npz, and where that lies here is not known: give data= \(--data\)$",
         ):
             datafree.evaluate_set(alone)
 
@@ -72,7 +73,7 @@ def test_a_pretraining(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert datafree.evaluate("../home/plain")["data"] == f"npz:{home / 'four.npz'}"
     (home / "four.npz").rename(home.parent / "other" / "four.npz")
     with pytest.raises(
-        ValueError, match=r"^../home/plain is of npz:/.*, which is not here: give data=, these data where"
+        ValueError, match=r"^../home/plain is of npz:/.*, and where that lies here is not known: give data="
     ):
         datafree.evaluate("../home/plain")
     assert datafree.evaluate("../home/plain", "npz:four.npz")["data"] == "npz:four.npz"

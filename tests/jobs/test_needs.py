@@ -114,7 +114,7 @@ def test_a_teacher_that_answers_with_probabilities_is_refused(
 ) -> None:
     text = refused(tmp_path / "run", **options, **teachers["probable"])
     assert "probable.pt answers with probabilities: its forward must return the logits" in text
-    dry_run(method="blackbox", probabilities=True, **teachers["probable"], **SHORT)
+    dry_run(method="blackbox", probabilities=True, **{**SHORT, **teachers["probable"]})
 
 
 def test_torchscript_gives_gradients_but_shows_no_features(teachers: dict[str, dict[str, str]], tmp_path: Path) -> None:
