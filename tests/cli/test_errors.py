@@ -178,7 +178,7 @@ def test_force_keeps_a_folder_of_pictures_that_no_run_made(
         (("pretrain", "--mean", "0,0,0"), "--mean has 3 values, the images have 1 channel: give 1"),
         (("pretrain", "--steps", "-1"), "--steps is -1"),
         (("pretrain", "--device", "nonsense"), "is not there: take cpu"),
-        (("evaluate", "gone"), "no file gone"),
+        (("evaluate", "gone"), "there is nothing at gone"),
         (("evaluate", "TEACHER", "--data", "cifar100"), "cifar100 was not found in "),
         (("evaluate", "TEACHER", "--data", "nope"), "unknown data"),
         (("evaluate", "TEACHER", "--device", "cuda:99"), "--device cuda:99 is not there"),
