@@ -113,5 +113,10 @@ def check_method(method: type[Any]) -> None:
                 raise ValueError(f"{name}.{part}: unknown {option!r}{nearest(option, options)}")
     if not (hasattr(method, "build") or hasattr(method, "terms")):
         raise ValueError(f"{name} has neither build nor terms: give it what CONTRIBUTING.md says of one of them")
-    if hasattr(method, "terms") and (lacking := [part for part in STEPWISE if not hasattr(method, part)]):
+
+
+def check_parts(method: Any) -> None:
+    """Raises ValueError, one line that names the class, where a method with `terms` that is built lacks a part."""
+    if lacking := [part for part in STEPWISE if not hasattr(method, part)]:
+        name = type(method).__name__
         raise ValueError(f"{name} has terms and no {', '.join(lacking)}: give it what CONTRIBUTING.md says of each")

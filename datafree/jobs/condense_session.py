@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from datafree import parallel
+from datafree.condensation import check_parts
 from datafree.condensation.initial import initial_images
 from datafree.condensation.loop import ImageTrainer, check_finite
 from datafree.condensation.synthetic import Synthetic
@@ -49,6 +50,7 @@ class CondenseSession:
         assert config.init is not None and config.factor is not None
         begin = time.monotonic()
         self.objective = plan.method(self.setting, plan.method_config)
+        check_parts(self.objective)
         own = getattr(self.objective, "first_images", None)
         if own is not None and config.init == "real" and config.factor == 1:
             images, labels = own(plan.counts)
