@@ -130,7 +130,7 @@ def test_user_file_messages(
 
 
 def test_user_file_that_is_not_there_or_no_python(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"takes path/file.py:function"):
+    with pytest.raises(FileNotFoundError, match=r"give path/file.py:function"):
         build_model(f"{tmp_path}/none.py:make", shape=RGB, classes=10)
     (tmp_path / "bad.py").write_text("def make(:\n")
     with pytest.raises(ValueError, match="failed when it was run: SyntaxError"):
