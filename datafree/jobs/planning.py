@@ -277,7 +277,7 @@ def _check_needs(plan: Plan) -> None:
         without = f" without --{follows}" if follows in dataclasses.asdict(plan.method_config) else ""
         raise ValueError(f"--prior: {plan.made_by}{without} makes images of no class in particular; leave it out")
     if config.attention:
-        check_maps(plan.network, plan.teacher.teacher.network, torch.full((1, *domain.shape), 0.5, device=plan.device))
+        check_maps(plan.network, plan.teacher.teacher.network, image.detach())
     batch = getattr(plan.method_config, "synthesis_batch", None)
     if batch is not None and batch % world_size():
         raise ValueError(f"--synthesis-batch {batch} does not divide among {world_size()} processes")
