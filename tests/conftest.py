@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import site
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -34,14 +35,18 @@ os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib")
 os.environ.setdefault("PYTHONUSERBASE", site.getuserbase())
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("homes")
+
+
 @pytest.fixture(autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hides data sets, downloaded weights and settings of the person who runs the tests."""
-    home = tmp_path_factory.mktemp("home")
-    data = tmp_path_factory.mktemp("data")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("USERPROFILE", str(home))
-    monkeypatch.setenv("DATAFREE_DATA", str(data))
+    home, data = (tempfile.mkdtemp(prefix=prefix, dir=homes) for prefix in ("home", "data"))  # mktemp reads all names
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setenv("USERPROFILE", home)
+    monkeypatch.setenv("DATAFREE_DATA", data)
     for name in ("XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -51,7 +56,7 @@ def seeded() -> None:
     """The same random numbers whether a test runs alone or after others."""
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed formats three stacks, for GPUs to come
 
 
 @pytest.fixture
