@@ -8,13 +8,14 @@ Between the markers of each page in docs/methods and docs/condensation. tests/te
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from datafree import condensation, synthesis
 from datafree.config import TrainConfig
 from datafree.fields import Field, fields_of
-from datafree.tables import find_tables, load_table, read_results
+from datafree.tables import Table, TableResult, find_tables, load_table, read_results
 from datafree.tables.rendering import COLUMNS, NOTHING, accuracy, length, link
 from datafree.tables.results import current
 
@@ -73,11 +74,17 @@ def results(page: Path, names: list[str]) -> list[str]:
     return ["| " + " | ".join(row[i] for i in kept) + " |" for row in table]
 
 
+@cache
+def _tables() -> list[tuple[Table, dict[str, list[TableResult]]]]:
+    """The tables that pages quote, with the results that stand of each cell; read once for all pages."""
+    tables = [load_table(name) for name in find_tables() if name != "digits-smoke"]
+    return [
+        (table, current(table, read_results(RESULTS / table.name))[0]) for table in tables if table.layout != "speed"
+    ]
+
+
 def _rows(page: Path, names: list[str]) -> Iterator[list[str]]:
-    for table in (load_table(name) for name in find_tables()):
-        if table.layout == "speed" or table.name == "digits-smoke":
-            continue
-        found, _ = current(table, read_results(RESULTS / table.name))
+    for table, found in _tables():
         for cell in table.cells:
             done = [result for result in found[cell.name] if result.done]
             if cell.options.get("method") not in names or cell.options.get("source") or not (done or cell.published):

@@ -35,6 +35,11 @@ os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib")
 os.environ.setdefault("PYTHONUSERBASE", site.getuserbase())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, those of whole tables before all: at the end no process waits for another's long test."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "test_whole_tables" not in item.nodeid))
+
+
 @pytest.fixture(scope="session")
 def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("homes")

@@ -57,18 +57,19 @@ def test_the_pages_of_tables_show_the_result_files():
         assert sum(f"\n## {load_table(name).title}\n" in text for text in pages.values()) == 1
 
 
-PAGES = load_script("method_pages").pages()
+METHOD_PAGES = load_script("method_pages")
+PAGES = METHOD_PAGES.pages()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_methods_pages_show_the_code_and_the_result_files(page):
     text = page.read_text(encoding="utf-8")
-    assert load_script("method_pages").rendered(page, PAGES[page], text) == text
+    assert METHOD_PAGES.rendered(page, PAGES[page], text) == text
 
 
 def test_every_method_has_a_page_with_its_flags():
     assert {name for names in PAGES.values() for name in names} == {*synthesis.METHODS, *condensation.METHODS}
-    flags = load_script("method_pages").flags("blend")
+    flags = METHOD_PAGES.flags("blend")
     assert flags[2].startswith("| `--")
     assert any(line.startswith("| `--lr` | ") for line in flags)
 
@@ -105,9 +106,8 @@ def test_a_page_of_our_reading_claims_no_faithfulness(name):
 
 
 def test_a_pages_results_say_what_they_cost():
-    script = load_script("method_pages")
     page = ROOT / "docs" / "methods" / "dfq.md"
-    head, _, *rows = (line.split(" | ") for line in script.results(page, ["dfq"]))
+    head, _, *rows = (line.split(" | ") for line in METHOD_PAGES.results(page, ["dfq"]))
     at = [head.index(name) for name in ("images", "synthesis", "distillation")]
     assert at == list(range(at[0], at[0] + 3))
     run = [row for row in rows if "**" in row[head.index("accuracy")]]

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from datafree.data.condensed import check_numbers
@@ -203,6 +202,8 @@ def summary(fractions: Sequence[float]) -> dict[str, Any]:
     result: dict[str, Any] = {"accuracies": list(fractions), "accuracy_mean": mean, "accuracy_std": 0.0}
     if len(fractions) < 2:
         return {**result, "interval_95": None}
+    from scipy.special import stdtrit  # a tenth of what a command takes to start, and few score sets
+
     spread = statistics.stdev(fractions)
     half = float(stdtrit(len(fractions) - 1, 0.975)) * spread / math.sqrt(len(fractions))
     return {**result, "accuracy_std": spread, "interval_95": [mean - half, mean + half]}

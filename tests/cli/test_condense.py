@@ -34,6 +34,7 @@ def small(tmp_path: Path) -> str:
     return f"npz:{tmp_path / 'small.npz'}"
 
 
+@pytest.mark.slow
 def test_a_set_is_made_scored_and_used(cli: Cli) -> None:
     """The whole way of a person with a data set: condense, evaluate, distil on the set."""
     made = cli("condense", *QUICK, "--out", "set")
@@ -191,7 +192,7 @@ class TestForeignSets:
         torch.save({"a": 1}, "dict.pt")
 
     def score(self, cli: Cli, small: str, *flags: object) -> Any:
-        return cli("evaluate", "--data", small, "--seeds", 1, "--json", *flags)
+        return cli("evaluate", "--data", small, "--seeds", 1, "--json", "--protocol", "vico-noaug", *flags)
 
     def test_pixels_and_normalised_pixels_score_the_same(self, cli: Cli, small: str, files: None) -> None:
         plain = self.score(cli, small, "--images", "images.pt", "--labels", "labels.pt")

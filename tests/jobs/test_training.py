@@ -320,6 +320,7 @@ def test_a_run_without_any_checkpoint_starts_anew(finished: Path, teacher: str, 
     same_weights(finished, out)
 
 
+@pytest.mark.slow
 def test_the_embedded_job_without_any_checkpoint_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power_cut: Any
 ) -> None:

@@ -123,6 +123,7 @@ def test_cells_that_are_one_spec_at_a_budget_are_run_once(tiny, tmp_path, monkey
     assert "Not run: one · two · three at 2s" in page
 
 
+@pytest.mark.slow
 def test_a_result_at_another_length_is_not_superseded(tiny, tmp_path):
     for budget in (None, "1s"):
         reproduce(tiny, out=tmp_path / "out", cells=["a/one"], budget=budget)

@@ -184,6 +184,7 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
         return process.wait(60), process.stderr.read().decode()
 
 
+@pytest.mark.slow
 def test_the_process_of_a_cell_says_by_its_status_how_it_ended(tiny, tmp_path, cell_of):
     run_cell(cell_of(tiny, "a/one"), 0, tmp_path / "out")
     lock = tmp_path / "out" / "runs" / f"{Path(cell_of(tiny, 'a/two').file_name(0)).stem}.lock"
@@ -202,6 +203,7 @@ def test_the_process_of_a_cell_says_by_its_status_how_it_ended(tiny, tmp_path, c
         assert ended(waiting) == (130, "")
 
 
+@pytest.mark.slow
 def test_a_cells_run_says_how_a_person_starts_it(tiny, tmp_path):
     assert ended(begin(tiny, "a/one", tmp_path / "out")) == (0, "")
     (path,) = (tmp_path / "out").glob("*.json")
