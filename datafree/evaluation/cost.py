@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.domain import Shape
 from datafree.models.build import in_evaluation
@@ -27,6 +26,8 @@ def multiply_adds(network: nn.Module, shape: Shape) -> int:
     Biases, normalisation, activations and pooling are not counted, as is usual. Operations are counted where they run,
     so functional ones count as modules do. The network is left as it was.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # it takes triton along: a twentieth of a command's start
+
     counter = FlopCounterMode(display=False)
     fast = torch.backends.mha.get_fastpath_enabled()
     try:

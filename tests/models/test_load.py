@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torchvision import models
 
 from datafree.jobs.loading import load_teacher
 from datafree.models import MODELS, build_model, load_model
+from datafree.models.fit import build_empty
+from datafree.models.naming import shapes_of
 
 RGB = (3, 32, 32)
 
@@ -495,3 +498,26 @@ def test_a_folder_says_its_normalisation(tmp_path: Path) -> None:
     assert (found.mean, found.std) == ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
     said = "normalisation: mean 0.4,0.5,0.6 / std 0.1,0.2,0.3 (from the configuration beside it)"
     assert load_teacher(tmp_path, shape=(3, 32, 32)).choices[-1] == said
+
+
+@pytest.mark.slow
+def test_a_network_of_a_known_name_is_loaded_without_torchs_compiler(tmp_path: Path) -> None:
+    """Its 900 modules cost a second of every command that only reads a network."""
+    torch.save(build_model("resnet20", shape=(3, 32, 32), classes=10).state_dict(), tmp_path / "resnet20.pt")
+    code = (
+        "import sys; from datafree.models import load_model; load_model(sys.argv[1], arch='resnet20');"
+        "print(*sorted({'torch', 'torch._dynamo', 'sympy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "resnet20.pt")], capture_output=True, check=True)
+    assert done.stdout.decode().split() == ["torch"]
+
+
+def test_drafts_have_the_shapes_and_leave_the_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    for name in ("resnet20", "vgg11", "convnet3", "torchvision:mobilenet_v2"):
+        draft = build_empty(name, shape=(3, 64, 64), classes=7)
+        assert all(tensor.is_meta for tensor in draft.state_dict().values())
+        assert shapes_of(draft.state_dict()) == shapes_of(build_model(name, shape=(3, 64, 64), classes=7).state_dict())
+        torch.set_rng_state(before)
+        build_empty(name, shape=(3, 64, 64), classes=7)
+        assert torch.equal(torch.get_rng_state(), before)

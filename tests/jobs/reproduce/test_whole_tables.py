@@ -83,7 +83,7 @@ def test_the_smoke_table_survives_being_killed_and_is_then_the_same(tmp_path):
         if kills == 3:
             assert process.wait(400) == 0
             break
-        time.sleep(draw.uniform(8, 30))
+        time.sleep(draw.uniform(4, 14))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         (tmp_path / f"kill{kills}").touch()
