@@ -194,6 +194,7 @@ class TestForeignSets:
     def score(self, cli: Cli, small: str, *flags: object) -> Any:
         return cli("evaluate", "--data", small, "--seeds", 1, "--json", "--protocol", "vico-noaug", *flags)
 
+    @pytest.mark.slow
     def test_pixels_and_normalised_pixels_score_the_same(self, cli: Cli, small: str, files: None) -> None:
         plain = self.score(cli, small, "--images", "images.pt", "--labels", "labels.pt")
         assert plain.status == 0, plain

@@ -85,6 +85,7 @@ def test_a_learner_begins_with_a_copy_of_the_loops_network(nets: str, monkeypatc
     assert learner.take() is not first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [

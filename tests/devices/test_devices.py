@@ -108,6 +108,7 @@ def narrow(method: str, **options: Any) -> dict[str, Any]:
     return {name: value for name, value in {**NARROW, **options}.items() if name in known | held}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDENT)
 def test_every_way_of_learning(name: str, teacher: str, tmp_path: Path) -> None:
     options = {**SHORT, **narrow("dfq"), **STUDENT[name], "method": "dfq", "teacher": teacher}
@@ -172,6 +173,7 @@ def test_every_method_condenses_there_and_resumes_to_the_last_bit(
     assert torch.equal(again.set.labels, whole.set.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "own"), MADE)
 def test_options_of_condensation(method: str, own: dict[str, Any], tmp_path: Path) -> None:
     options = {**CONDENSE, **options_of(method, SMALL), "method": method, **own}

@@ -38,6 +38,7 @@ def test_condense_keeps_it_in_the_sets_domain(flip: bool | None, kept: bool, col
     assert datafree.load_condensed(tmp_path / "set").domain.flip is kept
 
 
+@pytest.mark.slow
 def test_evaluation_and_training_follow_the_set(colour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 

@@ -54,6 +54,7 @@ def same(one: Path, two: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 5, 9])
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9, "optimizer": "adam", "lr": 0.01, "schedule": "constant"}])
 def test_a_killed_training_resumes_to_the_last_bit(step: int, options: dict[str, Any], tmp_path: Path) -> None:

@@ -282,6 +282,7 @@ def test_a_killed_run_resumes_to_the_last_bit(
     assert rows == sorted(set(rows)), "steps that were run twice are logged twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["noise", "dafl", "dfad"])
 def test_every_method_resumes_to_the_last_bit(teacher: str, tmp_path: Path, method: str, power_cut: Any) -> None:
     common = {**SHORT, **({} if method == "noise" else NARROW), "teacher": teacher, "method": method, "steps": 12}
