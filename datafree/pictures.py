@@ -9,7 +9,6 @@ import base64
 import io
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +102,7 @@ def _font() -> ImageFont.FreeTypeFont:
     """The font that comes with matplotlib: there on every machine, and it knows most alphabets."""
     import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
 
 
 def _lines(label: str, width: int) -> list[str]:

@@ -200,7 +200,8 @@ def read_torch(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch's remarks on other pickle protocols; the outcome is told below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if archive or (head[:1] == b"\x80" and "invalid load key" not in str(error)):
+        said = str(error)  # older versions of torch say so of the end of a file too
+        if archive or (head[:1] == b"\x80" and "invalid load key" not in said and "unexpected EOF" not in said):
             raise ValueError(pickled(path, "a pickled object")) from error
         raise ValueError(no_checkpoint(path)) from error
     except (EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
