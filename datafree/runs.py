@@ -215,7 +215,8 @@ class Run:
         torch.save({**state, "metrics_bytes": position}, buffer)
         path = self.path / CHECKPOINT
         fresh = self.path / NEW
-        atomic_write(fresh, buffer.getbuffer())
+        with buffer.getbuffer() as content:  # released even where the disk is full: Python 3.13 would complain later
+            atomic_write(fresh, content)
         with _writing(path):
             if path.exists():
                 os.replace(path, self.path / PREVIOUS)
