@@ -26,7 +26,7 @@ from datafree.fields import choice, not_negative, part, positive, share
 from datafree.parallel import batch_mean, shard
 from datafree.synthesis.imaging import Imaging
 from datafree.synthesis.remembered import Remembered
-from datafree.synthesis.setting import Batch, Setting
+from datafree.synthesis.setting import Batch, Setting, student_mode
 from datafree.synthesis.terms import Means, look_and_judge
 
 LEAST = 1e-3  # of a priority, so that no image is out of reach
@@ -112,10 +112,22 @@ class SSD:
             images = imaging.images()
             terms, teacher, student, _ = look_and_judge(setting, config, self.remembered, images, adv=adv, prior=prior)
             imaging.step(terms)
-            self.store.keep(images, None if student is None else gap(student, teacher))
+            self.store.keep(images, self._priority(images, student, teacher))
             means.add(terms)
         self.remembered.remember()
         return means.values()
+
+    @torch.no_grad()
+    def _priority(self, images: Tensor, student: Tensor | None, teacher: Tensor) -> Tensor | None:
+        """Of new images, (N,). The terms do not ask a student that has not begun: it is asked here, or its images
+        would stand beside later ones with a priority that nobody has measured."""
+        config = self.config
+        if self.store.bank is None or not (config.priority or config.eviction == "priority"):
+            return None
+        if student is None:
+            with student_mode(self.setting.student, "eval"):  # it has not begun, and stays as it is
+                student = self.setting.student(images)
+        return gap(student, teacher)
 
     @property
     def made(self) -> int:

@@ -36,9 +36,12 @@ def test_gap_by_hand() -> None:
     assert gap(student, teacher).tolist() == pytest.approx([1.5, 1.5, LEAST])
 
 
-def test_new_images_have_the_gap_of_the_step_that_made_them(toy: Toy) -> None:
+@pytest.mark.parametrize(("warming", "adv"), [(False, 1.0), (True, 1.0), (False, 0.0)])
+def test_new_images_have_the_gap_of_the_step_that_made_them(toy: Toy, warming: bool, adv: float) -> None:
+    """Also where no term asks the student: an image that nobody measured would stand beside those that were."""
     at = toy()
-    method = SSD(at, SSDConfig(**{**SMALL, "generator_steps": 1}, student_mode="eval"))
+    at.pace.warming = warming
+    method = SSD(at, SSDConfig(**{**SMALL, "generator_steps": 1}, student_mode="eval", adv=adv))
     method.update()
     bank = method.store.bank
     assert bank is not None
