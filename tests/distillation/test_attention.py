@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from datafree.distillation.attention import common_maps, watch_maps
+from datafree.models import build_model
 
 
 def network(*widths: int) -> nn.Sequential:
@@ -27,6 +28,56 @@ def test_the_last_activations_of_each_size_are_kept() -> None:
     assert torch.equal(maps[4, 2], net[1](net[0](x)))
 
 
+def test_wide_resnets_give_the_outputs_of_their_three_blocks() -> None:
+    """As ZSKT compares them; the next block's first norm gives maps of the size before."""
+    net, x = build_model("wrn16_1", shape=(3, 16, 16), classes=2), torch.rand(2, 3, 16, 16)
+    with watch_maps(net, 1.0) as maps:
+        net(x)
+    ends = [block := net.get_submodule("conv1")(x)]
+    ends += [block := net.get_submodule(name)(block) for name in ("block1", "block2", "block3")]
+    assert list(maps) == [(16, 16), (8, 8), (4, 4)]
+    for found, end in zip(maps.values(), ends[1:], strict=True):
+        torch.testing.assert_close(found, end)
+
+
+class Block(nn.Module):
+    """Convolutions, of which the last has a stride, or else a pooling at the end."""
+
+    def __init__(self, inputs: int, outputs: int, *, pooled: bool) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU())
+        self.last = nn.MaxPool2d(2) if pooled else nn.Conv2d(outputs, outputs, 3, stride=2, padding=1)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.first(maps))
+        return out
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("together", [True, False])
+def test_a_block_ends_at_its_pooling_or_where_a_layer_with_weights_makes_maps_smaller(
+    pooled: bool, together: bool
+) -> None:
+    """Whether or not a container holds all blocks: it is no block, since it goes through several sizes."""
+    stem, blocks = nn.Conv2d(3, 4, 3, padding=1), [Block(4, 5, pooled=pooled), Block(5, 6, pooled=pooled)]
+    net = nn.Sequential(stem, nn.Sequential(*blocks)) if together else nn.Sequential(stem, *blocks)
+    begun = stem(x := torch.rand(2, 3, 8, 8))
+    with watch_maps(net, 1.0) as maps:
+        net(x)
+    after = blocks[0](begun)
+    wanted = [blocks[0].first(begun), blocks[1].first(after)] if pooled else [begun, after]
+    assert list(maps) == [(8, 8), (4, 4), (2, 2)]
+    for found, end in zip(maps.values(), [*wanted, blocks[1](after)], strict=True):
+        torch.testing.assert_close(found, end)
+
+
+def test_the_image_itself_is_no_map() -> None:
+    net, x = Block(3, 4, pooled=False), torch.rand(2, 3, 8, 8)
+    with watch_maps(net, 1.0) as maps:
+        net(x)
+    torch.testing.assert_close(maps[8, 8], net.first(x))
+
+
 def test_nothing_is_watched_without_a_weight_and_after_the_pass() -> None:
     net = network(4)
     with watch_maps(net, 0.0) as maps:
@@ -34,7 +85,7 @@ def test_nothing_is_watched_without_a_weight_and_after_the_pass() -> None:
     assert not maps
     with pytest.raises(RuntimeError), watch_maps(net, 1.0):
         net(torch.rand(2, 5, 8, 8))
-    assert not any(m._forward_hooks for m in net.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
 def test_maps_are_paired_by_size() -> None:
