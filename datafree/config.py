@@ -295,9 +295,9 @@ class CondenseConfig(MachineConfig):
     image_lr: Annotated[float | None, "rate for the images, in units of [0, 1] pixels"] = None
     image_momentum: Annotated[float | None, "SGD's momentum for the images"] = None
     label_lr: Annotated[
-        float | None, "rate for learned labels: SGD's, momentum 0.9; frepo's go through the images' optimiser"
+        float | None, "rate for learned labels, by the images' optimiser; sgd's momentum is 0.9 for them"
     ] = None
-    schedule: Annotated[Literal["cosine", "constant"] | None, "the images' rate over the run"] = None
+    schedule: Annotated[Literal["cosine", "constant"] | None, "the images', labels' and inner rate over the run"] = None
     image_ema: Annotated[float, "decay of the images' moving average, which is then the result; 0: off"] = 0.0
     clip: Annotated[
         Literal["step", "save"] | None,

@@ -137,7 +137,8 @@ class Teacher:
     def look(self, images: Tensor, *, features: bool = False, statistics: bool = False, tokens: bool = False) -> View:
         """Logits, and if asked for the penultimate features (N, D), the norm layers' statistics, the attended patches.
 
-        The features are the input of the last linear layer (or, failing that, of the last convolution) that ran.
+        The features are the input of the last linear layer that ran or, failing that, of the last convolution, averaged
+        over its positions.
 
         The statistics are those of the batch-norm layers' inputs, beside what the layers remember. A network without
         any has nothing that it remembers. There, by our own reading, the layers that normalise each image over several
@@ -155,7 +156,11 @@ class Teacher:
         attended: list[Tensor] = []
         with _hooks(self, seen if statistics else None, last if features else None, attended if tokens else None):
             logits = self(images)
-        return View(logits, last[-1].flatten(1) if last else None, seen, attended)
+        return View(logits, _features(last[-1]) if last else None, seen, attended)
+
+
+def _features(inputs: Tensor) -> Tensor:
+    return inputs.mean((2, 3)) if inputs.dim() == 4 else inputs.flatten(1)
 
 
 def _stands_in(module: nn.Module) -> bool:

@@ -91,12 +91,13 @@ def test_features_are_the_input_of_the_last_linear_layer_that_ran(net: Net) -> N
     torch.testing.assert_close(features, net.inputs[0])
 
 
-def test_without_a_linear_layer_features_are_the_last_convolutions_input() -> None:
+def test_without_a_linear_layer_features_are_the_last_convolutions_input_over_its_positions() -> None:
+    """Laid flat, they would be as many as the image is large."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images = torch.rand(2, 3, 6, 6)
     features = Teacher(network, [0] * 3, [1] * 3).look(images, features=True).features
     assert features is not None
-    torch.testing.assert_close(features, network[1](network[0](images)).flatten(1))
+    torch.testing.assert_close(features, network[1](network[0](images)).mean((2, 3)))
 
 
 def test_statistics_are_of_the_layers_inputs_in_the_order_of_the_pass(net: Net) -> None:

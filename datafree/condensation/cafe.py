@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from datafree import losses, parallel
-from datafree.condensation.networks import augmented_pairs, count_layers, embed_layers, mixes
+from datafree.condensation.networks import augmented_pairs, count_layers, embed_layers
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import RealBatch
 from datafree.data.tensors import to_float
 from datafree.evaluation.networks import add_gradients, forward_of
 from datafree.fields import not_negative, positive
+from datafree.models.batches import in_batches, mixes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ class CAFE:
             targets = targets.softmax(1)
         optimizer = torch.optim.SGD(network.parameters(), self.NET_RATE)
         order = torch.randperm(len(images), generator=setting.rng, device=setting.device)
-        for rows in torch.split(order, self.BATCH):
+        for rows in in_batches(order, self.BATCH, network):
             add_gradients(network, forward, setting.augment_each(images[rows]), targets[rows])
             optimizer.step()
             optimizer.zero_grad()

@@ -15,6 +15,7 @@ from datafree.condensation.networks import Networks
 from datafree.condensation.setting import Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import GradientOptions
+from datafree.models.batches import in_batches
 
 # (outer, inner) by images a class, as published.
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
@@ -71,7 +72,7 @@ class Learner:
         optimizer = torch.optim.SGD(network.train().parameters(), self.config.net_lr)
         for _ in range(epochs):
             order = torch.randperm(len(images), generator=setting.rng, device=setting.device)
-            for rows in torch.split(order, EPOCH_BATCH):
+            for rows in in_batches(order, EPOCH_BATCH, network):
                 seen = setting.augment_each(images[rows]) if self.augmented else images[rows]
                 with setting.cast():
                     train_step(network, optimizer, seen, targets[rows])

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from datafree import parallel
@@ -19,6 +18,7 @@ from datafree.data.mixing import cutmix, mix_labels
 from datafree.evaluation.cost import multiply_adds
 from datafree.evaluation.networks import add_gradients, forward_of, fusible, part_size
 from datafree.losses.precision import raised
+from datafree.models.batches import mixes
 from datafree.models.convnet import ConvNet
 from datafree.models.fused import fused_features
 from datafree.teacher import split_entry
@@ -155,11 +155,6 @@ def embed_layers(
         kept.append(maps)
         features.append(raised(embedding))
     return [torch.cat(rows) for rows in zip(*kept, strict=True)], torch.cat(features)
-
-
-def mixes(network: nn.Module) -> bool:
-    """Whether what an image gives depends on the others of its batch: batch norm in training mode."""
-    return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in network.modules())
 
 
 def shared_classes(setting: Setting, network: nn.Module) -> tuple[list[int], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -41,12 +42,11 @@ class Real:
         self.rows = [(y == label).nonzero().flatten() for label in range(classes)]
 
     def of_class(self, label: int, n: int, rng: torch.Generator) -> Tensor:
-        """n images of a class at random, float (n, C, H, W): without repeats where the class has as many."""
-        rows, device = self.rows[label], self.x.device
-        if len(rows) >= n:
-            places = torch.randperm(len(rows), generator=rng, device=device)[:n]
-        else:
-            places = torch.randint(len(rows), (n,), generator=rng, device=device)
+        """n images of a class at random, float (n, C, H, W): none a second time before each was there once."""
+        rows = self.rows[label]
+        times = max(1, math.ceil(n / len(rows)))
+        orders = [torch.randperm(len(rows), generator=rng, device=self.x.device) for _ in range(times)]
+        places = torch.cat(orders)[:n]
         return to_float(self.x[rows[places]])
 
     def batch(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:

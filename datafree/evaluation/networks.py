@@ -22,6 +22,7 @@ from datafree.data.tensors import to_float
 from datafree.domain import Domain
 from datafree.evaluation.protocols import Protocol
 from datafree.losses.precision import raised
+from datafree.models.batches import in_batches
 from datafree.models.convnet import ConvNet
 from datafree.models.fused import fused_logits
 from datafree.parallel import forked
@@ -110,7 +111,8 @@ def train_network(
             for group in optimizer.param_groups:
                 group["lr"] = rate * protocol.rate(epoch, len(images))
             loss = torch.zeros((), device=device)
-            for rows in torch.split(torch.randperm(len(images), generator=rng), protocol.batch_size):
+            order = torch.randperm(len(images), generator=rng)
+            for rows in in_batches(order, protocol.batch_size, network):
                 rows = rows.to(device)
                 batch = images[rows]
                 batch = to_float(batch) if batch.dtype == torch.uint8 else batch

@@ -12,10 +12,11 @@ import torch
 
 from datafree import condensation, parallel
 from datafree.condensation import load_method
+from datafree.condensation.gradient_matching import loops
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import class_counts
 from datafree.condensation.trained import is_checkpoint, load_checkpoint, needed_network
-from datafree.config import CondenseConfig
+from datafree.config import CondenseConfig, GradientOptions
 from datafree.data import Data, get_split, load_data, validation_split
 from datafree.data.augmentation import Augmentation, parse_augmentation
 from datafree.data.domains import mirrored
@@ -26,13 +27,14 @@ from datafree.data.whitening import Whitening
 from datafree.domain import Domain, make_domain
 from datafree.evaluation.cost import multiply_adds, parameters
 from datafree.evaluation.protocols import arch_for
-from datafree.fields import fields_of, parse_duration, replace
+from datafree.fields import fields_of, flag, parse_duration, replace
 from datafree.jobs.condense_defaults import (
     DEFAULTS,
     EMBEDDED_LENGTH,
     FEW,
     IPC,
     LENGTH,
+    OTHER_RATES,
     asks_trained,
     check_read,
     looks_through,
@@ -90,6 +92,20 @@ def _check_pool(config: CondenseConfig, train_steps: int | None) -> None:
         )
 
 
+def _check_loops(method_config: Any, images: int) -> None:
+    """Raises ValueError where networks that are matched once are to be trained between two matches."""
+    if not isinstance(method_config, GradientOptions):
+        return
+    outer, inner = loops(images, dataclasses.replace(method_config, inner=None))
+    usual = {"inner": inner, "net_lr": GradientOptions.net_lr}
+    for name, value in usual.items():
+        if outer == 1 and getattr(method_config, name) not in (None, value):
+            raise ValueError(
+                f"nothing reads {flag(name)} where a network is matched once (--outer 1, as published for 1 image a "
+                "class): leave it out, or give a larger --outer"
+            )
+
+
 def _images_a_class(config: CondenseConfig, domain: Domain) -> float:
     if config.images is not None:
         return config.images / domain.classes
@@ -144,6 +160,7 @@ def condense_plan(
     costs = _costs(config, method, method_config, teacher, domain)
     sizes = torch.bincount(labels.cpu(), minlength=domain.classes).tolist()
     counts = class_counts(sizes, config.ipc, config.images, allow_fewer=config.allow_fewer)
+    _check_loops(method_config, round(sum(counts) / domain.classes))
     teacher_file = None
     if teacher is not None:
         teacher_file = {"file": method_config.teacher, "arch": teacher.arch, "sha256": teacher.sha256}
@@ -171,6 +188,11 @@ def _loop(config: CondenseConfig, method: type[Any], domain: Domain, choices: li
     if few and "factor" not in asked and asked.get("init") != "real":
         values |= method.FEW_IMAGES
         choices.append(f"factor: {values['factor']} (fewer than {FEW} images a class; --factor sets another)")
+    if _kind(asked.get("optimizer", values["optimizer"])) != _kind(values["optimizer"]):
+        values |= OTHER_RATES[_kind(asked["optimizer"])]
+        learned = {**values, **asked}["labels"] == "learned"
+        rates = [n for n in (("image_lr", "label_lr") if learned else ("image_lr",)) if n not in asked]
+        choices += [f"{n}: {values[n]:g} for {asked['optimizer']} ({flag(n)} sets another)" for n in rates]
     factor = {**values, **asked}["factor"]
     if factor > 1 and "init" not in asked and values["init"] == "real":
         values["init"] = "mosaic"
@@ -183,6 +205,11 @@ def _loop(config: CondenseConfig, method: type[Any], domain: Domain, choices: li
         values["zca"] = False
     _check_start(asked, factor)
     return {**values, **asked}
+
+
+def _kind(optimizer: str) -> str:
+    """AdamW's rates are Adam's."""
+    return "adam" if optimizer == "adamw" else optimizer
 
 
 def _length(config: CondenseConfig, method: type[Any], choices: list[str]) -> dict[str, Any]:

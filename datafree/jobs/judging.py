@@ -149,13 +149,11 @@ def evaluate_set(
     if any(count > real for count, real in zip(counts, held_counts, strict=True)):
         say("warning: of some class the set has more images than there are real ones: the random images are fewer")
     for arch in archs:
-        random = on_random_images(held, protocol, arch, counts, make, common, whitening is not None, relabel)
+        random = on_random_images(held, protocol, arch, counts, make, common, whitening, relabel)
         result["archs"][arch] |= random
         if arch == archs[0]:
             result |= random
-    whole_accuracy = on_all_images(
-        held, archs[0], make, place, precision, whitening is not None, compute=whole or rank, say=say
-    )
+    whole_accuracy = on_all_images(held, archs[0], make, place, precision, whitening, compute=whole or rank, say=say)
     if rank:
         assert whole_accuracy is not None
         say(f"training {15 * count + (0 if rate else 15)} networks of {archs[0]} more for DD-Ranking's scores")

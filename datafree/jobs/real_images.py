@@ -15,6 +15,7 @@ from torch import nn
 
 from datafree.data import Data
 from datafree.data.sources import cache_folder
+from datafree.data.whitening import Whitening
 from datafree.domain import DOMAINS
 from datafree.evaluation.condensed import random_part, score_set
 from datafree.evaluation.networks import Forward
@@ -40,6 +41,14 @@ def fingerprint(data: Data) -> str:
     if domain.flip != (DOMAINS[domain.name].flip if domain.name in DOMAINS else domain.shape[0] == 3):
         digest.update(f"flip {domain.flip}".encode())  # as --flip or --no-flip has it; figures without keep their key
     return digest.hexdigest()
+
+
+def _digest(whitening: Whitening | None) -> str | bool:
+    """What networks see of it; False for none."""
+    if whitening is None:
+        return False
+    seen = (whitening.mean, whitening.matrix)
+    return hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in seen)).hexdigest()
 
 
 def _cached(kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
@@ -70,7 +79,7 @@ def on_random_images(
     counts: list[int],
     make: Callable[[str], nn.Module],
     common: dict[str, Any],
-    whitened: bool,
+    whitening: Whitening | None,
     relabel: Forward | None,
 ) -> dict[str, Any]:
     """What `random_part` says of random subsets. It is not kept where its labels are a teacher's."""
@@ -83,7 +92,7 @@ def on_random_images(
     taught = "teacher" in common or relabel is not None
     key = {
         "data": fingerprint(data), "protocol": about, "arch": arch, "counts": counts, "networks": common["networks"],
-        "seed": common["seed"], "precision": common["precision"], "whitened": whitened, "version": 2,
+        "seed": common["seed"], "precision": common["precision"], "whitened": _digest(whitening), "version": 2,
     }  # fmt: skip
     found = compute() if taught or ":" in arch else _cached("random", key, compute)
     assert found is not None
@@ -96,7 +105,7 @@ def on_all_images(
     make: Callable[[str], nn.Module],
     device: torch.device,
     precision: str,
-    whitened: bool,
+    whitening: Whitening | None,
     *,
     compute: bool,
     say: Callable[[str], None],
@@ -107,8 +116,8 @@ def on_all_images(
     """
     kept = ":" not in arch
     key = {
-        "data": fingerprint(data), "arch": arch, "steps": WHOLE_STEPS, "precision": precision, "whitened": whitened,
-        "version": 2,
+        "data": fingerprint(data), "arch": arch, "steps": WHOLE_STEPS, "precision": precision,
+        "whitened": _digest(whitening), "version": 2,
     }  # fmt: skip
 
     def train() -> dict[str, Any]:

@@ -317,3 +317,35 @@ def test_training_a_network_for_a_selection_is_preparation(
     assert first["preparation_seconds"] >= 0.5
     assert first["total_seconds"] >= 0
     assert again["preparation_seconds"] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "image_lr", "label_lr", "told"),
+    [
+        ({"method": "datm"}, 100.0, 2.0, []),
+        ({"method": "datm", "optimizer": "sgd"}, 100.0, 2.0, []),
+        ({"method": "datm", "optimizer": "adam"}, 0.01, 0.003, ["image_lr: 0.01 for adam", "label_lr: 0.003 for adam"]),
+        ({"method": "datm", "optimizer": "adamw", "image_lr": 0.02}, 0.02, 0.003, ["label_lr: 0.003 for adamw"]),
+        ({"method": "mtt", "optimizer": "adam", "label_lr": 0.5, "labels": "learned"}, 0.01, 0.5, ["image_lr: 0.01"]),
+        ({"method": "dm", "optimizer": "adam"}, 0.01, 0.003, ["image_lr: 0.01 for adam"]),
+        ({"method": "frepo", "optimizer": "sgd"}, 0.1, 1.0, ["image_lr: 0.1 for sgd", "label_lr: 1 for sgd"]),
+        ({"method": "sre2l", "optimizer": "adamw"}, 0.02, 1.0, []),  # Adam's own
+    ],
+)
+def test_rates_are_those_of_the_optimiser_that_was_asked_for(
+    asked: dict[str, Any], image_lr: float, label_lr: float, told: list[str]
+) -> None:
+    """A step of Adam is as long as its rate: SGD's rates would move labels, or all pixels, from end to end."""
+    plan = dry_run_condense(**{"factor": 1, **TINY, **asked})
+    assert (plan["config"]["image_lr"], plan["config"]["label_lr"]) == (image_lr, label_lr)
+    said = [line for line in plan["choices"] if "_lr: " in line]
+    assert len(said) == len(told)
+    assert all(line.startswith(words) for line, words in zip(said, told, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"inner": 20}, {"net_lr": 0.5}, {"ipc": 10, "outer": 1, "inner": 20}])
+def test_a_network_that_is_matched_once_is_never_trained(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"nothing reads --(inner|net-lr) where a network is matched once"):
+        dry_run_condense(**{**TINY, "method": "dc", "ipc": 1, **options})
+    for fine in ({"inner": 1}, {"net_lr": 0.01}, {"inner": 20, "outer": 2}, {"ipc": 10, "inner": 20}):
+        dry_run_condense(**{**TINY, "method": "dc", "ipc": 1, **fine})

@@ -24,7 +24,7 @@ from datafree.condensation.datadam import DataDAM, DataDAMConfig
 from datafree.condensation.dm import DM, DMConfig
 from datafree.condensation.loop import ImageTrainer
 from datafree.condensation.ncfm import NCFM, NCFMConfig, Sampler
-from datafree.condensation.networks import Networks, embed, look, look_at_layers, mixes
+from datafree.condensation.networks import Networks, embed, look, look_at_layers
 from datafree.condensation.setting import Real, Setting
 from datafree.condensation.synthetic import Synthetic
 from datafree.config import CondenseConfig
@@ -34,6 +34,7 @@ from datafree.data.tensors import to_float
 from datafree.domain import make_domain
 from datafree.jobs.condense_defaults import DEFAULTS
 from datafree.models import build_model
+from datafree.models.batches import mixes
 from datafree.models.convnet import ConvNet
 from datafree.teacher import Normalised
 from datafree.training import Clock

@@ -57,10 +57,10 @@ def a_set(**changes: Any) -> CondensedSet:
     return CondensedSet(domain=DOMAINS["digits"], **{**values, **changes})
 
 
-def whitened() -> CondensedSet:
+def whitened(eps: float = 0.1) -> CondensedSet:
     data = load_data("digits")
     assert data.x_train is not None
-    return a_set(whitening=Whitening.fit(to_float(data.x_train)))
+    return a_set(whitening=Whitening.fit(to_float(data.x_train), eps))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,14 @@ def test_the_accuracy_on_all_images_is_kept_by_what_networks_see(trained: list[T
     assert whole(a_set(), "mlp", False) == made
     assert whole(whitened(), "mlp", False) is None
     assert whole(whitened(), "mlp", True) is not None
+    assert whole(whitened(1e-3), "mlp", False) is None, "another whitening's"
     assert sum(each.images > 1000 for each in trained) == 2
+
+
+def test_random_images_are_scored_anew_for_another_whitening(trained: list[Trained]) -> None:
+    for sets in (a_set(), whitened(), whitened(1e-3), a_set(), whitened(), whitened(1e-3)):
+        evaluate_set(sets, protocol=QUICK, archs=["mlp"])
+    assert len(trained) == 6 + 3, "each set, and once for each way of seeing, the real images"
 
 
 def test_a_file_of_ones_own_is_not_known_by_its_path(tmp_path: Path, trained: list[Trained]) -> None:
