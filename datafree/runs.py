@@ -282,8 +282,9 @@ class Run:
     def close(self) -> None:
         metrics, self._metrics = self._metrics, None
         if metrics is not None:
-            with _writing(self.path), metrics, contextlib.closing(self._events):
-                pass
+            with _writing(self.path), metrics:
+                if self._events is not None:  # None: it could not be opened
+                    self._events.close()
 
 
 def _numbered(folder: Path, name: str) -> Path:

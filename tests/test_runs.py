@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from datafree import runs
-from datafree.runs import CHECKPOINT, LOCK, PREVIOUS, SAMPLES, Run, atomic_write, save_network, write_json
+from datafree.runs import CHECKPOINT, LOCK, PREVIOUS, SAMPLES, Run, WriteError, atomic_write, save_network, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -498,6 +499,19 @@ def test_the_log_of_a_fresh_start_is_empty(tmp_path: Path) -> None:
     run.start_log(0, 0)
     run.close()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_log_that_cannot_be_opened_is_closed_and_the_reason_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", full)
+    run = Run(tmp_path)
+    with pytest.raises(WriteError, match="No space left"), contextlib.closing(run):
+        run.start_log(0, 0)
+    assert run._metrics is None
 
 
 def test_environment_is_plain(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from datafree.cli.display import table
+from datafree.fields import flag
 
 
 @click.command()
@@ -39,6 +40,12 @@ def reproduce(name: str | None, **values: Any) -> None:
 
     quiet, dry = values.pop("quiet"), values.pop("dry_run")
     if name is None:
+        given = [
+            n for n, value in values.items() if value and value != {"shard": "0/1", "jobs": 1}.get(n) and n != "out"
+        ]
+        if given:
+            names = ", ".join(flag({"cells": "cell", "costs": "cost"}.get(n, n)) for n in given)
+            raise ValueError(f"{names}: of which TABLE? 'datafree reproduce' lists them")
         rows = [
             (each.name, f"{each.title}: {len(each.cells)} cells, {shipped} come with the package, {here} here")
             for each, shipped, here in reproducing.status(values["out"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -21,6 +22,20 @@ def choose(table: Table, patterns: Sequence[str], budget: str | None, costs: Seq
     parse_duration(budget)
     of = at_length(table, budget)
     return list({of[cell.name].name: of[cell.name] for cell in chosen}.values())
+
+
+def spelt(table: Table, budget: str | None) -> str | None:
+    """A length as the table's cells spell it, else in minutes or seconds: 600s is their 10m, one spec and one result.
+
+    Raises:
+        ValueError: it is no length.
+    """
+    if budget is None:
+        return None
+    seconds = parse_duration(budget)
+    own = (str(cell.options["budget"]) for cell in table.cells if cell.options.get("budget") is not None)
+    usual = f"{seconds / 60:.0f}m" if seconds % 60 == 0 else f"{seconds:g}s"
+    return next((each for each in (*own, usual) if parse_duration(each) == seconds), budget.strip().lower())
 
 
 def at_length(table: Table, budget: str) -> dict[str, Cell]:
@@ -72,7 +87,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     Raises:
         ValueError: not of that form, or i is not below n.
     """
-    first, slash, second = text.partition("/")
-    if slash and first.isdecimal() and second.isdecimal() and int(first) < int(second):
-        return int(first), int(second)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if found and int(found[1]) < int(found[2]):
+        return int(found[1]), int(found[2])
     raise ValueError(f"--shard {text}: give i/n with i from 0 to n - 1, such as 0/8")

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datafree.jobs.choosing import allowed_costs, at_length, choose, parse_shard, twins
+from datafree.jobs.choosing import allowed_costs, at_length, choose, parse_shard, spelt, twins
 from datafree.jobs.scheduling import Scheduler, full_name, outcome
 from datafree.jobs.standing import clear_left, clear_logs, held, is_left, lock_of, locked, stands
 from datafree.runs import atomic_write
 from datafree.tables import Cell, Table, TableResult, load_table, read_results, render
 from datafree.tables.results import current, is_of_today, outdated
 from datafree.tables.specs import find_tables, tables_folder
+
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ def reproduce(
     _check_out(Path(out))
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}: give 1 or more")
+    budget = spelt(read, budget)
     todo = _todo(read, cells, seeds, budget, shard, costs, missing)
     for name, other in twins(read, cells, budget, costs).items():
         say(f"{name}: at this length one with {other}, which is run for both")
@@ -129,7 +132,7 @@ def preview(
     """
     read = load_table(table)
     _check_out(Path(out))
-    rows = []
+    rows, budget = [], spelt(read, budget)
     for cell, seed in _todo(read, cells, seeds, budget, shard, costs, missing):
         result = held(Path(out) / read.name / cell.file_name(seed))
         words = [] if result is None else [outcome(result)]
@@ -142,9 +145,9 @@ def preview(
 
 
 def _check_out(out: Path) -> None:
-    package = tables_folder()
-    if package in (out.resolve(), *out.resolve().parents):
-        raise ValueError(f"--out {out} is in the package's own {package}: give a folder elsewhere")
+    for package in (tables_folder(), Path(__file__).resolve().parents[1]):
+        if package in (out.resolve(), *out.resolve().parents):
+            raise ValueError(f"--out {out} is in the package's own {package}: give a folder elsewhere")
 
 
 def _todo(
@@ -158,8 +161,8 @@ def _todo(
 ) -> list[tuple[Cell, int]]:
     """The cells and seeds that are asked for, whatever is there of them."""
     number, count = parse_shard(shard)
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"--seeds is {seeds}: give 1 or more")
+    if seeds is not None and not 1 <= seeds <= MOST_SEEDS:
+        raise ValueError(f"--seeds is {seeds}: give 1 to {MOST_SEEDS:,}")
     chosen = choose(table, cells, budget, allowed_costs(costs))
     todo = [(cell, seed) for cell in chosen for seed in range(seeds or table.seeds)]
     if missing:
@@ -206,7 +209,7 @@ def write_page(table: Table, folder: Path, page: Path, budget: str | None = None
 
     results = [result for result in read_results(folder, table.name) if is_shown(result)]
     page.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(page, ("\n".join(render(shown, results, page)).rstrip() + "\n").encode())
+    atomic_write(page, ("\n".join(render(shown, results, page)).rstrip() + "\n").encode("utf-8", "replace"))
 
 
 def _at(table: Table, budget: str | None) -> Table:

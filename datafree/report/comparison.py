@@ -283,16 +283,21 @@ def configurations(runs: Sequence[Compared]) -> tuple[list[Row], list[Row], list
 # TensorBoard -------------------------------------------------------------------------------------------------------
 
 
+def _text(name: str) -> str:
+    """A folder's name may be no text."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def _write_tensorboard(folder: Path, runs: Sequence[Compared], charts: Sequence[Chart]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     try:
         with SummaryWriter(str(folder)) as writer:
             for chart in charts:
-                writer.add_image(chart.tag, pixels(chart.draw(legend=True)), dataformats="HWC")
+                writer.add_image(_text(chart.tag), pixels(chart.draw(legend=True)), dataformats="HWC")
             for run in runs:
                 if run.picture is not None and run.grid is not None:
                     image = np.asarray(Image.open(run.picture).convert("RGB"))
-                    writer.add_image(f"images/{run}", image, dataformats="HWC")
+                    writer.add_image(_text(f"images/{run}"), image, dataformats="HWC")
     except OSError as error:
         raise ValueError(f"cannot write {folder}: {error.strerror or error}; give another --tensorboard") from error

@@ -22,15 +22,15 @@ class Kind:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return (isinstance(value, float) and math.isfinite(value)) or _whole(value)
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _from(least: float, most: float = math.inf) -> Callable[[Any], bool]:
-    return lambda value: _number(value) and math.isfinite(value) and least <= value <= most
+    return lambda value: _number(value) and least <= value <= most
 
 
 def _all(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -44,8 +44,18 @@ def _length(value: Any) -> bool:
         return False
 
 
+def _different(value: Any) -> bool:
+    return _all(_length)(value) and len({parse_duration(each) for each in value}) == len(value)
+
+
 def _moment(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and AMOUNT.holds(value[1]) and SHARE.holds(value[2])
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and WHOLE.holds(value[0])
+        and AMOUNT.holds(value[1])
+        and SHARE.holds(value[2])
+    )
 
 
 def one_of(*known: str) -> Kind:
@@ -60,12 +70,13 @@ TEXT = Kind("a text", lambda value: isinstance(value, str))
 TEXTS = Kind("a list of texts", _all(TEXT.holds))
 NUMBER = Kind("a number", _number)
 NUMBERS = Kind("a list of numbers", _all(_number))
+SPREADS = Kind("a list of numbers above 0", _all(lambda value: _number(value) and value > 0))
 INTEGER = Kind("a whole number", _whole)
 WHOLE = Kind("a whole number of 0 or more", lambda value: _whole(value) and value >= 0)
 COUNT = Kind("a whole number above 0", lambda value: _whole(value) and value > 0)
 TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
 SECTION = Kind("a section", lambda value: isinstance(value, dict))
-TIMES = Kind('a list of times, such as ["10m", "30m"]', lambda value: bool(value) and _all(_length)(value))
+TIMES = Kind('a list of times, no two alike, such as ["10m", "30m"]', lambda value: bool(value) and _different(value))
 SAID = Kind("a text that is not blank", lambda value: isinstance(value, str) and bool(value.strip()))
 NOTHING = Kind("null", lambda value: value is None)
 SHARE = Kind("a number from 0 to 1", _from(0, 1))
@@ -84,7 +95,7 @@ KEYS: dict[str, dict[str, Kind]] = {
     },
     "teachers": {
         **dict.fromkeys(("title", "file", "source", "sha256", "arch"), TEXT),
-        "mean": NUMBERS, "std": NUMBERS, "pretrain": SECTION,
+        "mean": NUMBERS, "std": SPREADS, "pretrain": SECTION,
     },
     "groups": {
         "title": TEXT, "job": JOB, "teacher": TEXT, "rows": TEXTS, "cost": COST, "budgets": TIMES,

@@ -69,7 +69,8 @@ class Reader:
             self.content: dict[str, Any] = toml.loads(self.text)
         except ValueError as error:
             line = re.search(r"line (\d+)", str(error))
-            raise ValueError(f"{path}:{line[1] if line else 1}: no valid TOML: {error}") from error
+            end = self.text.rstrip("\n").count("\n") + 1  # some are of the end of the document
+            raise ValueError(f"{path}:{line[1] if line else end}: no valid TOML: {error}") from error
         self.begun = tuple(key_lines(self.text))
 
     def line(self, *keys: str) -> int:
@@ -121,7 +122,14 @@ class Reader:
         cells = tuple(self._cells())
         self._check_read(cells)
         seen: dict[str, Cell] = {}
+        named: dict[str, Cell] = {}
         for cell in cells:
+            other = named.setdefault(cell.name, cell)
+            if other is not cell:
+                raise self.fail(
+                    f"{cell.name} is the name of row {other.row!r} in group {other.group!r} and of row {cell.row!r} in "
+                    f"{cell.group!r}: call one otherwise", "rows", cell.row,
+                )  # fmt: skip
             other = seen.setdefault(cell.digest(0), cell)
             if other is not cell:
                 raise self.fail(
@@ -279,6 +287,11 @@ class Reader:
         teacher = of.get("teacher")
         if teacher is not None and teacher not in self.section("teachers"):
             raise self.fail(f"unknown teacher {teacher!r}: give [teachers.{teacher}]", "groups", group, "teacher")
+        if teacher is not None and "teacher" in options and job == "train":
+            raise self.fail(
+                f"an option names a teacher, and groups.{group} has one: leave one of them out",
+                *next((*where, "teacher") for where, held in reversed(layers.items()) if "teacher" in held),
+            )
         evaluation = EVALUATION | of.get("evaluation", {}) if job == "condense" else None
         cost = held.get("cost", of.get("cost", self.content.get("cost", "minutes")))
         quoted = self.section("published").get(group, {}).get(row)
@@ -353,7 +366,12 @@ class Reader:
         common = {f.name for f in fields_of(JOBS[job])}
         known = common | ({f.name for f in fields_of(own)} if own else set())
         for name in [n for n in options if n not in known]:
-            if job == "pretrain" and any(name in {f.name for f in fields_of(each)} for each in JOBS.values()):
+            shared = place(name)[0] in ("options", "groups")
+            if (
+                job == "pretrain"
+                and shared
+                and any(name in {f.name for f in fields_of(each)} for each in JOBS.values())
+            ):
                 del options[name]  # a baseline stands in groups whose options are the methods'
                 continue
             of = f"{job} --method {options['method']}" if own else job

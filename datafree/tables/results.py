@@ -89,7 +89,7 @@ def _file_names(text: str) -> str:
     for known in (Path.cwd(), Path.home()):
         if known != known.parent:
             text = text.replace(f"{known}/", "./")
-    return _FOLDERS.sub("", text)
+    return _FOLDERS.sub("", text).encode("utf-8", "replace").decode()  # a file's name may be no text
 
 
 def lacking(job: str, result: Mapping[str, Any] | None, scores: Mapping[str, Any] | None) -> str | None:
@@ -117,7 +117,7 @@ def read_result(path: Path, table: str | None = None) -> TableResult:
         raise ValueError(f"{path}:{line_of(error)}: not UTF-8 ({error}): {AGAIN}") from error
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}:{getattr(error, 'lineno', 1)}: no valid JSON ({error}): {AGAIN}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}:1: a result is one JSON object: {AGAIN}")

@@ -112,9 +112,13 @@ def digest_of(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
+# Letters of a cell's name in that of its file: a file system may take 255 bytes, of up to four a letter.
+PLAIN = 50
+
+
 def file_name(cell: str, seed: int, digest: str) -> str:
     """Of a result of the cell with that name."""
-    plain = re.sub(r"[^\w.-]+", "-", cell)
+    plain = re.sub(r"[^\w.-]+", "-", cell)[:PLAIN]
     return f"{plain}-{seed}-{digest[:8]}.json"
 
 

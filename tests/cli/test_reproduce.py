@@ -44,6 +44,12 @@ def test_without_a_table_it_lists_them(cli):
     assert line.endswith("0 here")
 
 
+def test_flags_of_a_table_need_one(cli):
+    answer = cli("reproduce", "--cell", "a/*", "--retry", "--out", "elsewhere")
+    assert answer.status == 2
+    assert answer.err == "error: --cell, --retry: of which TABLE? 'datafree reproduce' lists them\n"
+
+
 def test_a_dry_run_says_what_is_to_run_and_runs_nothing(cli, tiny, tmp_path):
     answer = cli("reproduce", tiny, "--dry-run", "--out", tmp_path / "out")
     assert answer.status == 0

@@ -14,7 +14,7 @@ from datafree.tables import load_table, read_results, render
 from datafree.tables.defaults import cell_defaults, defaults_of
 from datafree.tables.rendering import _scores, _three_digits, difference, in_cell, link
 from datafree.tables.results import current, lacking, make_content, read_result, without_folders
-from datafree.tables.specs import digest_of
+from datafree.tables.specs import digest_of, file_name
 
 TABLE = """\
 title = "A table"
@@ -305,6 +305,22 @@ def test_torn_json_is_named_with_its_line(table, tmp_path):
     path.write_text(path.read_text(encoding="utf-8")[:60], encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{path}:\d+: no valid JSON"):
         read_result(path)
+
+
+def test_json_that_is_too_deep_is_named(table, tmp_path):
+    path = keep(table, tmp_path / "t", "dafl", 0, 0.5)
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{path}:1: no valid JSON"):
+        read_result(path)
+
+
+def test_a_name_that_is_no_text_does_not_stop_the_page():
+    """As the system gives a file's name with bytes that are no UTF-8."""
+    assert without_folders("/d/caf\udce9.png: broken") == "caf?.png: broken"
+
+
+def test_a_long_name_makes_a_file_that_a_disk_takes():
+    assert len(file_name("\U0001d518" * 300, 0, "0" * 16).encode()) < 255
 
 
 def test_files_are_named_without_their_folders():

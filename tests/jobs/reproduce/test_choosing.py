@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import datafree
 from datafree.jobs import reproduce, reproducing
 from datafree.jobs.cell import run_cell
-from datafree.jobs.choosing import choose, parse_shard
+from datafree.jobs.choosing import choose, parse_shard, spelt
 from datafree.jobs.reproducing import preview
 from datafree.jobs.scheduling import Scheduler
 from datafree.tables import load_table
@@ -45,6 +47,24 @@ def test_nothing_is_run_into_the_package(tiny, tmp_path, monkeypatch):
     for job in (reproduce, preview):
         with pytest.raises(ValueError, match=r"--out .*mine is in the package's own .*: give a folder elsewhere"):
             job(tiny, out=tmp_path / "mine")
+        with pytest.raises(ValueError, match=r"--out .*datafree is in the package's own"):
+            job(tiny, out=Path(datafree.__file__).parent)
+        with pytest.raises(ValueError, match=r"--seeds is 1001: give 1 to 1,000"):
+            job(tiny, seeds=1001)
+
+
+@pytest.mark.parametrize(
+    ("given", "spelt_"),
+    [(" 10M ", "10m"), ("600s", "10m"), ("1h", "60m"), ("1m30", "90s"), ("45", "45s"), ("2s", "2.0s"), (None, None)],
+)
+def test_a_length_is_spelt_in_one_way(tmp_path, given, spelt_):
+    """Or its cells would be other specs, whose results nobody finds again."""
+    path = tmp_path / "lengths.toml"
+    path.write_text(
+        "title = 'x'\n[options]\ndata = 'digits'\n[groups.a]\nbudgets = ['10m', '2.0s']\n[rows.noise]\n",
+        encoding="utf-8",
+    )
+    assert spelt(load_table(path), given) == spelt_
 
 
 def test_why_a_cell_was_not_run_is_told(tiny, tmp_path):
