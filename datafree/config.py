@@ -138,6 +138,9 @@ class OptimisationConfig:
             )
 
 
+MOST_THREADS = 1024  # libraries that cannot start so many end the program
+
+
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig:
     """Where and how a job runs."""
@@ -151,6 +154,8 @@ class MachineConfig:
     def __post_init__(self) -> None:
         check_kinds(self)
         positive(self, "threads")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(f"--threads is {self.threads}: give {MOST_THREADS:,} or fewer")
         not_negative(self, "seed")
         choice(self)
 

@@ -248,6 +248,7 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
     (OptimisationConfig, {"budget": "soon"}, "--budget is 'soon'"),
     (OptimisationConfig, {"milestones": (0.5, 1.0)}, "--milestones is (0.5, 1.0): give shares of the run"),
     (MachineConfig, {"threads": 0}, "--threads is 0"),
+    (MachineConfig, {"threads": 100_000}, "--threads is 100000: give 1,024 or fewer"),
     (MachineConfig, {"seed": -1}, "--seed is -1"),
     (MachineConfig, {"precision": "16"}, "--precision is '16': take 32 or bf16"),
     (TrainConfig, {"classes": 0}, "--classes is 0"),

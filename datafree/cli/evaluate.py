@@ -10,6 +10,7 @@ import click
 
 from datafree.cli.display import percent, table
 from datafree.cli.options import Numbers
+from datafree.config import MOST_THREADS
 from datafree.fields import flag
 
 # Options that students and sets have in common, and those that only a set has use for.
@@ -102,6 +103,10 @@ def evaluate(what: str | None, **values: Any) -> None:
     for name in ("seeds", "threads"):
         if values[name] is not None and values[name] < 1:
             raise ValueError(f"--{name} is {values[name]}: give 1 or more")
+    if not 0 <= (values["seed"] or 0) < 2**63:
+        raise ValueError(f"--seed is {values['seed']}: give a number from 0 to below 2^63")
+    if (values["threads"] or 0) > MOST_THREADS:
+        raise ValueError(f"--threads is {values['threads']}: give {MOST_THREADS:,} or fewer")
     from datafree import jobs
     from datafree.jobs.judging import is_condensed
 

@@ -113,6 +113,7 @@ def list_imagefolder(folder: Path) -> dict[str, Files]:
     test = next((path for path in tests if path.is_dir() and _subfolders(path)), None)
     splits: dict[str, Files] = {}
     if not train.is_dir() and test is None:
+        _check_split_names(folder)
         everything = list_classes(folder)
         mask = held_out(everything.labels)
         for split, keep in (("train", ~mask), ("test", mask)):
@@ -132,6 +133,15 @@ def list_imagefolder(folder: Path) -> dict[str, Files]:
     if test is not None:
         splits["test"] = list_classes(test, splits["train"].class_names if splits else ())
     return splits
+
+
+def _check_split_names(folder: Path) -> None:
+    """Raises ValueError where all class folders are splits by other names, such as Train and Test."""
+    names = ("train", "training", "test", "testing", "val", "valid", "validation")
+    found = _subfolders(folder)
+    if found and all(path.name.lower() in names for path in found) and any(map(_subfolders, found)):
+        called = " and ".join(path.name for path in found)
+        raise ValueError(f"{folder} has {called}, which look like splits, as classes: rename them to train and test")
 
 
 def left_out(folder: Path, splits: Mapping[str, Files]) -> list[str]:

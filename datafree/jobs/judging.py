@@ -29,6 +29,7 @@ from datafree.jobs.scoring import check_teacher_options
 from datafree.jobs.set_labels import check_labels, probabilities
 from datafree.models import build_model
 from datafree.models.checkpoint import json_beside
+from datafree.parallel import forked
 
 
 def is_condensed(path: str) -> bool:
@@ -110,7 +111,8 @@ def evaluate_set(
         data = _own_data(condensed, source)
     name, held = _test_data(condensed, data, place, validation, download, say)
     domain = condensed.domain
-    named = [arch_for(domain) if arch == "auto" else arch for arch in archs or [protocol_object.arch]]
+    asked = [archs] if isinstance(archs, str) else archs
+    named = [arch_for(domain) if arch == "auto" else arch for arch in asked or [protocol_object.arch]]
     archs = list(dict.fromkeys(named))
     rate = _rate(condensed, protocol_object, lr)
     held_out = left_out(condensed, teacher is not None, lambda line: say(f"warning: {line}")) if validation else None
@@ -127,6 +129,9 @@ def evaluate_set(
         network = build_model(arch, shape=domain.shape, classes=domain.classes)
         return normalised(network, domain, place, whitening)
 
+    with forked(place):  # a network that cannot be made is told before the others are trained
+        for arch in archs:
+            make(arch)
     images, labels = condensed.decoded()
     count = protocol_object.networks if networks is None else networks
     say(

@@ -38,8 +38,13 @@ def check_there(name: str, what: str) -> None:
 def check_apart(out: str | Path | None, inputs: Mapping[str, str | Path | None]) -> None:
     """Raises ValueError where a file or folder of `inputs` (flag: path) lies in the folder that a run overwrites.
 
-    A name that is no path on this machine lies nowhere.
+    Nor may the run lie in the folder of "--data": its pictures would be taken for data. A name that is no path on this
+    machine lies nowhere.
     """
+    data = Path(os.path.expanduser(inputs.get("--data") or os.devnull))
+    if data.is_dir() and Path("runs" if out is None else str(out)).resolve().is_relative_to(data.resolve()):
+        where = "runs, where runs are written," if out is None else f"--out {out}"
+        raise ValueError(f"{where} lies in --data {data}, whose images it would be among: give an --out elsewhere")
     for flag, given in inputs.items():
         path = None if given is None or out is None else Path(os.path.expanduser(given))
         if path is not None and path.exists() and path.resolve().is_relative_to(Path(str(out)).resolve()):

@@ -195,13 +195,17 @@ def run_file(name: str) -> nn.Module:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses of that file look their module up
     sys.path.insert(0, str(path.parent))  # so that it can import its neighbours
+    arguments, sys.argv = sys.argv, [str(path)]  # ours are none of its own
     try:
         spec.loader.exec_module(module)
         make = getattr(module, function, None)
         network = make() if callable(make) else None
     except Exception as error:  # the user's code may raise anything
         raise ValueError(f"{name} failed when it was run: {one_line(error)}") from error
+    except SystemExit as error:
+        raise ValueError(f"{name} ends the program when it is run: put that under if __name__ == '__main__'") from error
     finally:
+        sys.argv = arguments
         sys.path.remove(str(path.parent))
     if not callable(make):
         raise ValueError(f"{file} defines no function {function!r}")

@@ -67,6 +67,16 @@ def test_classes_alone_are_split_by_every_fifth(tmp_path: Path) -> None:
     assert values(tmp_path, "train") == ([0, 1, 2, 3, 5, 6, 7, 8, 10, 100, 101, 102, 103], [0] * 9 + [1] * 4)
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("Training", "Testing"), ("TEST",)])
+def test_splits_by_other_names_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        draw(tmp_path / name / "cats" / "a.png", 1)
+    with pytest.raises(ValueError, match="which look like splits, as classes: rename them to train and test"):
+        list_imagefolder(tmp_path)
+    draw(tmp_path / "dogs" / "a.png", 2)
+    assert len(list_imagefolder(tmp_path)["train"].class_names) == len(names) + 1, "beside a class they are classes"
+
+
 def test_grey_folders_have_one_channel(tmp_path: Path) -> None:
     draw(tmp_path / "a/1.png", 7, mode="L")
     draw(tmp_path / "b/1.png", 1, mode="1")

@@ -115,6 +115,13 @@ def whole(condensed: CondensedSet, arch: str, compute: bool) -> Any:
     return evaluate_set(condensed, protocol=QUICK, archs=[arch], whole=compute)["whole_accuracy"]
 
 
+def test_a_network_that_cannot_be_made_is_told_before_others_are_trained(trained: list[Trained]) -> None:
+    with pytest.raises(ValueError, match="unknown network 'foo'"):
+        evaluate_set(a_set(), protocol=QUICK, archs=["mlp", "foo"])
+    assert not trained
+    assert list(evaluate_set(a_set(), protocol=QUICK, archs="mlp")["archs"]) == ["mlp"]
+
+
 def test_the_accuracy_on_all_images_is_kept_by_what_networks_see(trained: list[Trained]) -> None:
     made = whole(a_set(), "mlp", True)
     assert whole(a_set(), "mlp", False) == made

@@ -57,6 +57,17 @@ def test_what_is_read_lies_outside_of_what_is_overwritten(file: str, tmp_path: P
     check_apart(None, {"--teacher": file})
 
 
+def test_a_run_lies_outside_of_the_images_it_learns_from(tmp_path: Path) -> None:
+    """Else its pictures are data from then on."""
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"^--out photos/set lies in --data photos, .*: give an --out elsewhere"):
+        check_apart("photos/set", {"--data": data_path("imagefolder:photos")})
+    with pytest.raises(ValueError, match=r"^runs, where runs are written, lies in --data \.,"):
+        check_apart(None, {"--data": data_path("imagefolder:.")})
+    check_apart("photos2", {"--data": data_path("imagefolder:photos")})
+    check_apart(None, {"--data": data_path("imagefolder:photos")})
+
+
 def test_a_name_that_is_no_file_lies_nowhere() -> None:
     """Here all paths lie in --out."""
     check_apart(".", {"--teacher": "torchvision:resnet18", "--data": data_path("mnist")})

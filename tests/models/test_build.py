@@ -135,3 +135,12 @@ def test_user_file_that_is_not_there_or_no_python(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def make(:\n")
     with pytest.raises(ValueError, match="failed when it was run: SyntaxError"):
         build_model(f"{tmp_path}/bad.py:make", shape=RGB, classes=10)
+    for ends in ("import sys\nsys.exit()\n", "def make(): raise SystemExit(3)\n"):
+        (tmp_path / "ends.py").write_text(ends)
+        with pytest.raises(ValueError, match="ends the program when it is run: put that under if __name__"):
+            build_model(f"{tmp_path}/ends.py:make", shape=RGB, classes=10)
+    (tmp_path / "flags.py").write_text(
+        "import argparse\nfrom torch import nn\np = argparse.ArgumentParser()\np.add_argument('--lr', default=1)\n"
+        "p.parse_args()\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))\n"
+    )
+    build_model(f"{tmp_path}/flags.py:make", shape=(3, 8, 8), classes=10)
