@@ -70,7 +70,7 @@ SMALL: dict[str, Any] = {
     "target_batch": 4,
     "candidates": 4,
     "crops": 2,
-    "outer": 1,
+    "outer": 2,
     "inner": 1,
     "check_batch": 2,
     "most_epochs": 1,
