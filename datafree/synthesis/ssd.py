@@ -119,13 +119,13 @@ class SSD:
 
     @torch.no_grad()
     def _priority(self, images: Tensor, student: Tensor | None, teacher: Tensor) -> Tensor | None:
-        """Of new images, (N,). The terms do not ask a student that has not begun: it is asked here, or its images
+        """Of new images, (N,). Where the terms do not ask the student, it is asked here, or these images
         would stand beside later ones with a priority that nobody has measured."""
         config = self.config
         if self.store.bank is None or not (config.priority or config.eviction == "priority"):
             return None
         if student is None:
-            with student_mode(self.setting.student, "eval"):  # it has not begun, and stays as it is
+            with student_mode(self.setting.student, "eval"):  # it stays as it is, begun or not
                 student = self.setting.student(images)
         return gap(student, teacher)
 
