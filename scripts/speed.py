@@ -11,7 +11,7 @@ The first part, for instance:
     python scripts/speed.py --methods dfq,dafl --pairs wrn16_1:resnet8,resnet20:resnet8 --precision 32,bf16
     python scripts/speed.py --methods dfq --baseline
 
-A pair is TEACHER:STUDENT, both untrained, on 3x32x32 images with 10 classes, on the CPU. Every case has a fresh
+A pair is TEACHER:STUDENT, both untrained, on 3x32x32 images with 10 classes. Every case has a fresh
 process, so that its peak memory is its own. Times are milliseconds, medians over the repeats after a warm-up:
 
     generator_step_ms   one step of the generator, with its share of the round; null where a method has no generator
@@ -19,6 +19,7 @@ process, so that its peak memory is its own. Times are milliseconds, medians ove
     student_step_ms     one step of the student: images, teacher, student, optimiser
     image_ms            a round (at the method's own numbers of steps) divided by the images that the student saw in it
     cpu                 the same by processor time, which other programs disturb less
+    peak_device_mb      on a GPU, the largest memory that tensors took there
     peak_memory_mb      largest resident memory of the process, libraries included (10^6 bytes)
 
 --baseline times rounds of dfq (one generator step, five student steps) beside the usual way, which stands in this
@@ -59,7 +60,7 @@ from datafree.training import Clock, Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts find one another as scripts.NAME
 from scripts import timing
-from scripts.timing import CPU, PROCESSOR, WALL
+from scripts.timing import PROCESSOR, WALL
 
 DOMAIN = DOMAINS["cifar10"]
 STUDENT_STEPS = 5  # of the compared round; it has one generator step
@@ -120,17 +121,29 @@ class Ours:
     """A method with its student, as `datafree train` runs them."""
 
     def __init__(
-        self, method: str, pair: tuple[str, str], *, batch: int, augmented: bool | None = None, **options: int
+        self,
+        method: str,
+        pair: tuple[str, str],
+        *,
+        batch: int,
+        device: str = "cpu",
+        augmented: bool | None = None,
+        **options: int,
     ) -> None:
         torch.manual_seed(0)
+        self.device = torch.device(device)
         teacher, student = (build_model(name, shape=DOMAIN.shape, classes=DOMAIN.classes) for name in pair)
         self.teacher = Teacher(teacher, DOMAIN.mean, DOMAIN.std)
-        self.teacher.classifier.to(memory_format=torch.channels_last)
+        self.teacher.classifier.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.student = Normalised(student, DOMAIN.mean, DOMAIN.std)
-        self.student.to(memory_format=torch.channels_last)
-        rng = torch.Generator().manual_seed(0)
+        self.student.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.setting = setting = Setting(
-            teacher=self.teacher, student=self.student, domain=DOMAIN, batch_size=batch, rng=rng, device=CPU
+            teacher=self.teacher,
+            student=self.student,
+            domain=DOMAIN,
+            batch_size=batch,
+            rng=torch.Generator(self.device).manual_seed(0),
+            device=self.device,
         )
         kind = load_method(method)
         known = {field.name for field in dataclasses.fields(kind.Config)}
@@ -152,12 +165,12 @@ class Ours:
         self.clock = Clock(steps=10**9)
 
     def update(self, precision: str) -> Mapping[str, float]:
-        with autocast(CPU, precision)():
+        with autocast(self.device, precision)():
             terms: Mapping[str, float] = self.method.update()
         return terms
 
     def student_step(self, precision: str) -> None:
-        with autocast(CPU, precision)():
+        with autocast(self.device, precision)():
             terms = self.alternation.terms(self.clock)
         self.trainer.step(terms, 0.0)
 
@@ -172,7 +185,7 @@ class Usual:
         self.generator = Textbook(copy.deepcopy(imaging.generator)).to(memory_format=plain)
         self.teacher = copy.deepcopy(ours.teacher.classifier).to(memory_format=plain)
         self.student = copy.deepcopy(ours.student).to(memory_format=plain)
-        self.rng = torch.Generator().manual_seed(0)
+        self.rng = torch.Generator(ours.device).manual_seed(0)
         self.adam = torch.optim.Adam(self.generator.parameters(), lr=self.config.generator_lr, betas=(0.5, 0.999))
         group = ours.trainer.optimizer.param_groups[0]
         names = ("lr", "momentum", "weight_decay", "nesterov")
@@ -181,7 +194,9 @@ class Usual:
 
     def images(self) -> Tensor:
         self.generator.train()
-        images: Tensor = self.generator(torch.randn(self.batch, self.latent, generator=self.rng))
+        images: Tensor = self.generator(
+            torch.randn(self.batch, self.latent, generator=self.rng, device=self.rng.device)
+        )
         return images
 
     def update(self) -> tuple[dict[str, float], Tensor]:
@@ -218,21 +233,21 @@ class Usual:
 
 
 def measure_case(
-    method: str, pair: tuple[str, str], precision: str, *, batch: int, width: int, repeats: int
+    method: str, pair: tuple[str, str], precision: str, *, width: int, repeats: int, **sizes: Any
 ) -> dict[str, Any]:
     """Times and memory of one method, by the method's own defaults but for the generator's width."""
-    ours = Ours(method, pair, batch=batch, generator_width=width)
+    ours = Ours(method, pair, generator_width=width, **sizes)
     ours.update(precision)
     ours.student_step(precision)
     turns = timing.take_turns(
         {"update": lambda: ours.update(precision), "step": lambda: ours.student_step(precision)}, repeats
     )
     wall, cpu = (
-        parts(ours.method, timing.median(turns, "update", clock), timing.median(turns, "step", clock), batch)
+        parts(ours.method, timing.median(turns, "update", clock), timing.median(turns, "step", clock), sizes["batch"])
         for clock in (WALL, PROCESSOR)
     )
     case = {"method": method, "teacher": pair[0], "student": pair[1], "precision": precision}
-    return {**case, **wall, "cpu": cpu, "peak_memory_mb": peak_rss_mb()}
+    return {**case, **wall, "cpu": cpu, "peak_memory_mb": peak_rss_mb(), **timing.peak_device_mb()}
 
 
 def parts(method: Any, update: float, step: float, batch: int) -> dict[str, float | None]:
@@ -249,13 +264,13 @@ def parts(method: Any, update: float, step: float, batch: int) -> dict[str, floa
 
 
 def compare(
-    pair: tuple[str, str], precisions: Sequence[str], *, batch: int, width: int, repeats: int
+    pair: tuple[str, str], precisions: Sequence[str], *, width: int, repeats: int, **sizes: Any
 ) -> dict[str, Any]:
     """Rounds of dfq, ours and the usual way in turns."""
 
     def make() -> Ours:
         options = {"generator_width": width, "generator_steps": 1, "student_steps": STUDENT_STEPS}
-        return Ours("dfq", pair, batch=batch, augmented=False, **options)
+        return Ours("dfq", pair, augmented=False, **options, **sizes)
 
     fresh, kept = Usual(make()), Usual(make())
     difference = differences(make())
@@ -298,7 +313,7 @@ def differences(ours: Ours) -> dict[str, float]:
     gradient's size, so that where a gradient is all rounding, the step is of full length in a direction of chance.
     """
     usual = Usual(ours)
-    z = torch.randn(8, usual.latent, generator=torch.Generator().manual_seed(1))
+    z = torch.randn(8, usual.latent, generator=torch.Generator().manual_seed(1)).to(ours.device)
     start = copy.deepcopy(usual.generator)
     theirs, before = usual.update()
     mine = ours.update("32")
@@ -332,7 +347,7 @@ def measure(**case: Any) -> dict[str, Any]:
 
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
-    common = {"batch": args.batch, "width": args.width, "repeats": args.repeats}
+    common = {"batch": args.batch, "width": args.width, "repeats": args.repeats, "device": args.device}
     measured = partial(timing.in_child, __file__, threads=args.threads)
     cases = [
         measured({"method": method, "pair": pair, "precision": precision, **common})

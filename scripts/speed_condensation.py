@@ -4,7 +4,7 @@
     python scripts/speed.py --condensation --methods dm,dc --ipc 1,10 --precision 32 --repeats 5
 
 One case is a method of `METHODS` at so many images a class: ConvNet-3-128, random images in Fashion-MNIST's domain (as
-many as it has; no data are read), on the CPU. Its variants, `usual` and `ours_PRECISION`, run in one process and take
+many as it has; no data are read). Its variants, `usual` and `ours_PRECISION`, run in one process and take
 turns, and every ratio is the median of the ratios within a turn.
 
     iteration_ms, speedup          wall clock: medians over the turns, and ratios usual / ours
@@ -68,7 +68,7 @@ from datafree.training import Clock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts find one another as scripts.NAME
 from scripts import timing
-from scripts.timing import CPU, PROCESSOR, WALL
+from scripts.timing import PROCESSOR, WALL
 
 DOMAIN = DOMAINS["fashion-mnist"]
 IMAGES = 60_000
@@ -125,7 +125,7 @@ class UsualMTT(MTT):
         rate.register_hook(lambda gradient: gradient.clamp(-most, most))  # type: ignore[no-untyped-call]
         expert, start = self._draw(self.experts.count), self._draw(*self.starts())
         batches = self._batches(images)
-        begin, end = self.experts.at(expert, start, start + self.config.expert_span)
+        begin, end = self.experts.at(expert, start, start + self.config.expert_span, device=images.device)
         names, like = zip(*self.network.named_parameters(), strict=True)
         here = begin.to(images.dtype, copy=True).requires_grad_()
         for batch in batches:
@@ -145,7 +145,7 @@ def plain_network(setting: Setting) -> nn.Module:
 
 
 def class_loss(network: nn.Module, images: Tensor, label: int) -> Tensor:
-    return F.cross_entropy(network(images), torch.full((len(images),), label))
+    return F.cross_entropy(network(images), torch.full((len(images),), label, device=images.device))
 
 
 class Condensation:
@@ -160,6 +160,7 @@ class Condensation:
         images: how many real images there are.
         domain: of what they are.
         inner_steps: unrolled steps of mtt.
+        device: where it runs.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Condensation:
         images: int = IMAGES,
         domain: Domain = DOMAIN,
         inner_steps: int = UNROLLED[0],
+        device: str = "cpu",
     ) -> None:
         precision = variant.removeprefix("ours_") if variant != "usual" else "32"
         config = replace(CondenseConfig(), {"method": method, "ipc": ipc, "precision": precision, "steps": 10**9})
@@ -183,7 +185,7 @@ class Condensation:
         }
         (x, y), (x_test, y_test) = noise(domain, images, 0)
         data = Data(domain=domain, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
-        plan = condense_plan(config, options[method], CPU, data)
+        plan = condense_plan(config, options[method], torch.device(device), data)
         self.setting = make_setting(plan, Clock(steps=10**9), lambda _: None, lambda: False)
         first, labels = initial_images(self.setting, plan.counts, "real", 1)
         rate = getattr(plan.method_config, "rate", None)
@@ -222,19 +224,28 @@ class Evaluation:
     """
 
     def __init__(
-        self, variant: str, *, ipc: int, domain: Domain = DOMAIN, networks: int = NETWORKS, steps: int = STEPS
+        self,
+        variant: str,
+        *,
+        ipc: int,
+        domain: Domain = DOMAIN,
+        networks: int = NETWORKS,
+        steps: int = STEPS,
+        device: str = "cpu",
     ) -> None:
         full = PROTOCOLS["default"]
         assert full.steps is not None
         self.domain, self.usual, self.precision = domain, variant == "usual", variant.removeprefix("ours_")
         self.protocol = dataclasses.replace(full, networks=networks, steps=steps)
         tested = 10_000 * steps // full.steps
-        (self.images, self.labels), self.test = noise(domain, ipc * domain.classes, tested)
+        (images, labels), (x, y) = noise(domain, ipc * domain.classes, tested)
+        self.images, self.labels = images.to(device), labels.to(device)
+        self.test = (x.to(device), y.to(device))
         self.rng = torch.Generator().manual_seed(0)
 
     def make(self) -> nn.Module:
         network = build_model("convnet3", shape=self.domain.shape, classes=self.domain.classes)
-        return Normalised(network, self.domain.mean, self.domain.std)
+        return Normalised(network, self.domain.mean, self.domain.std).to(self.images.device)
 
     def train(self) -> list[nn.Module]:
         if self.usual:
@@ -342,7 +353,7 @@ def in_process(**case: Any) -> dict[str, Any]:
 
 
 def measure(
-    method: str, ipc: int, precisions: Sequence[str], repeats: int, sizes: Mapping[str, int], threads: int
+    method: str, ipc: int, precisions: Sequence[str], repeats: int, sizes: Mapping[str, Any], threads: int
 ) -> dict[str, Any]:
     """All of a case, from processes of their own."""
     case = {"method": method, "ipc": ipc, **sizes}
@@ -391,7 +402,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
-    sizes = {"real_batch": args.real_batch}
+    sizes = {"real_batch": args.real_batch, "device": args.device}
     settings = {
         "arch": "convnet3",
         "data": f"random: {IMAGES} images in {DOMAIN.name}'s domain",

@@ -3,7 +3,7 @@
     python scripts/speed.py --inner
     python scripts/speed.py --inner --methods fast,cmi --pairs wrn16_1:resnet8,resnet20:resnet8 --repeats 5
 
-A case is a method of `USUAL` with a TEACHER:STUDENT pair, both untrained, on 3x32x32 images of 10 classes, on the CPU.
+A case is a method of `USUAL` with a TEACHER:STUDENT pair, both untrained, on 3x32x32 images of 10 classes.
 Only the inner loop is timed: one call of the method, `--steps` steps of the generator (or of the pixels) on one batch.
 The student has begun, so that the adversarial term is part of every step. All variants of a case run in one process and
 take turns, and every ratio is the median of the ratios within a turn.
@@ -66,12 +66,12 @@ class Judges:
         plain, needed = torch.contiguous_format, not frozen
         self.teacher = copy.deepcopy(ours.teacher.classifier).to(memory_format=plain).requires_grad_(needed)
         self.student = copy.deepcopy(ours.student).to(memory_format=plain).requires_grad_(needed).eval()
-        self.rng = torch.Generator().set_state(ours.setting.rng.get_state())
+        self.rng = torch.Generator(ours.device).set_state(ours.setting.rng.get_state())
         self.average: list[tuple[Tensor, Tensor]] = []
         self.seen: list[Statistics] = []
 
     def targets(self, n: int) -> Tensor:
-        return torch.randint(DOMAIN.classes, (n,), generator=self.rng)
+        return torch.randint(DOMAIN.classes, (n,), generator=self.rng, device=self.rng.device)
 
     def view(self, images: Tensor) -> Tensor:
         """As `Setting.view` of one process."""
@@ -163,7 +163,7 @@ class UsualFast:
     def call(self) -> Result:
         config, judges = self.config, self.judges
         generator = copy.deepcopy(self.generator)
-        z = torch.randn(self.batch, config.latent, generator=judges.rng).requires_grad_()
+        z = torch.randn(self.batch, config.latent, generator=judges.rng, device=judges.rng.device).requires_grad_()
         targets = judges.targets(self.batch)
         groups = [{"params": list(generator.parameters())}, {"params": [z], "lr": config.latent_lr}]
         adam = torch.optim.Adam(groups, config.generator_lr, betas=BETAS)
@@ -203,7 +203,7 @@ class UsualCMI:
                     reset()
         self.calls += 1
         generator = textbook(self.source)
-        z = torch.randn(self.batch, config.latent, generator=judges.rng).requires_grad_()
+        z = torch.randn(self.batch, config.latent, generator=judges.rng, device=judges.rng.device).requires_grad_()
         targets = judges.targets(self.batch)
         adam = torch.optim.Adam([*generator.parameters(), z], config.generator_lr, betas=BETAS)
 
@@ -217,7 +217,9 @@ class UsualCMI:
                 "adv": judges.adversarial(view, teacher),
             }
             part = judges.look(local_view(images, judges.rng, flip=DOMAIN.flip).contiguous())[1]
-            earlier = self.pairs[torch.randperm(len(self.pairs), generator=judges.rng)[: config.negatives]]
+            earlier = self.pairs[
+                torch.randperm(len(self.pairs), generator=judges.rng, device=judges.rng.device)[: config.negatives]
+            ]
             contrast = contrast_term(self.head, part, whole, earlier, config.contrast_temperature)
             return {**terms, "contrast": config.contrast * contrast}, (images, part, whole)
 
@@ -240,8 +242,8 @@ class UsualNAYER:
         generator.noise.reset_parameters()
         adam = torch.optim.Adam(generator.parameters(), config.generator_lr, betas=BETAS)
         whole = self.batch // DOMAIN.classes * DOMAIN.classes
-        rest = torch.randperm(DOMAIN.classes, generator=judges.rng)[: self.batch - whole]
-        targets = torch.cat([torch.arange(whole) % DOMAIN.classes, rest])
+        rest = torch.randperm(DOMAIN.classes, generator=judges.rng, device=judges.rng.device)[: self.batch - whole]
+        targets = torch.cat([torch.arange(whole, device=judges.rng.device) % DOMAIN.classes, rest])
 
         def look(_: int) -> Shown:
             images = generator(targets)
@@ -262,7 +264,7 @@ class UsualDeepInversion:
     def call(self) -> Result:
         config, judges, space = self.config, self.judges, self.method.space
         targets = judges.targets(self.method.batch_size)
-        drawn = torch.randn(len(targets), *DOMAIN.shape, generator=judges.rng)
+        drawn = torch.randn(len(targets), *DOMAIN.shape, generator=judges.rng, device=judges.rng.device)
         pixels = space.clip(drawn).requires_grad_()
         adam = torch.optim.Adam([pixels], config.pixel_lr, betas=config.pixel_betas)
 
@@ -301,12 +303,12 @@ def textbook(generator: nn.Module) -> Textbook:
     return Textbook(copy.deepcopy(generator)).to(memory_format=torch.contiguous_format)  # type: ignore[arg-type]
 
 
-def make(method: str, pair: tuple[str, str], *, batch: int, width: int, steps: int, **options: Any) -> Ours:
-    return Ours(method, pair, batch=batch, generator_width=width, generator_steps=steps, pixel_steps=steps, **options)
+def make(method: str, pair: tuple[str, str], *, width: int, steps: int, **options: Any) -> Ours:
+    return Ours(method, pair, generator_width=width, generator_steps=steps, pixel_steps=steps, **options)
 
 
 def compare(
-    method: str, pair: tuple[str, str], precisions: Sequence[str], *, repeats: int, steps: int, **sizes: int
+    method: str, pair: tuple[str, str], precisions: Sequence[str], *, repeats: int, steps: int, **sizes: Any
 ) -> dict[str, Any]:
     """Calls of one method in turns: the usual way, frozen, and ours."""
     ours = timing.ours(precisions)
@@ -333,7 +335,7 @@ def compare(
     }
 
 
-def difference(method: str, pair: tuple[str, str], precision: str, **sizes: int) -> dict[str, float]:
+def difference(method: str, pair: tuple[str, str], precision: str, **sizes: Any) -> dict[str, float]:
     """How far ours is from the usual way after one step from the same weights and random numbers."""
     ours = make(method, pair, steps=1, **sizes)
     usual = USUAL[method](ours)
@@ -363,6 +365,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
     common = {"batch": args.batch, "width": args.width, "steps": args.steps, "repeats": args.repeats}
+    common["device"] = args.device
     cases = [
         {"method": method, "pair": pair, "precisions": args.precision, **common}
         for pair in args.pairs

@@ -18,17 +18,29 @@ from datafree.jobs.machine import prepare
 from datafree.models import model_names
 from datafree.runs import environment
 
-CPU = torch.device("cpu")
 WALL, PROCESSOR = 0, 1  # the clocks: places in what `times` returns
 Turn = dict[str, tuple[float, float]]  # what has its turn -> its times
 Found = Callable[..., dict[str, Any]]
 
 
 def times(act: Callable[[], object]) -> tuple[float, float]:
-    """Milliseconds by the wall clock and by the processor's."""
+    """Milliseconds by the wall clock and by the processor's; on a GPU until its work is done."""
+    settle()
     wall, cpu = time.perf_counter(), time.process_time()
     act()
+    settle()
     return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
+
+
+def settle() -> None:
+    """Waits for what a GPU still has to do, if this process has one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_device_mb() -> dict[str, float]:
+    """The largest memory (10^6 bytes) that tensors have taken on a GPU, under its name; nothing without a GPU."""
+    return {"peak_device_mb": torch.cuda.max_memory_allocated() / 1e6} if torch.cuda.is_initialized() else {}
 
 
 def take_turns(acts: Mapping[str, Callable[[], object]], repeats: int) -> list[Turn]:
@@ -70,11 +82,11 @@ def in_child(script: str, case: Mapping[str, Any], threads: int) -> dict[str, An
 
 def run(args: argparse.Namespace, measure: Found, report: Found) -> None:
     """Prints what `report` finds for the arguments, or in a child process what `measure` finds for the case."""
-    prepare(MachineConfig(device="cpu", threads=args.threads))
+    device = prepare(MachineConfig(device=args.device, threads=args.threads))
     if args.case is not None:
         print(json.dumps(measure(**args.case)))
     else:
-        print(json.dumps({**environment(CPU), **report(args)}, indent=2))
+        print(json.dumps({**environment(device), **report(args)}, indent=2))
 
 
 def common_flags(about: str, methods: Sequence[str], *, repeats: int) -> argparse.ArgumentParser:
@@ -84,6 +96,7 @@ def common_flags(about: str, methods: Sequence[str], *, repeats: int) -> argpars
     parser.add_argument("--precision", type=names(["32", "bf16"]), default="32,bf16", help="default: %(default)s")
     parser.add_argument("--repeats", type=count, default=repeats, help="measurements a case; default: %(default)s")
     parser.add_argument("--threads", type=count, default=1, help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1; default: %(default)s")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)  # what a child process measures, as JSON
     return parser
 

@@ -21,8 +21,10 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# What `auto` takes must not depend on the machine. Read when torch is first asked for a GPU.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# What `auto` takes must not depend on the machine. Read when torch is first asked for a GPU. tests/devices alone may be
+# run on a real one, with this variable set.
+if "DATAFREE_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Two OpenMP threads on busy cores can be many times slower than one. Child processes read the variable.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

@@ -22,6 +22,7 @@ from datafree.jobs import record_experts, resume_condense
 from datafree.jobs.condensing import dry_run_condense
 from datafree.jobs.training import dry_run
 from datafree.synthesis import METHODS, load_method
+from scripts import speed, speed_condensation, speed_inversion
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
@@ -129,7 +130,7 @@ def test_every_method_distils_there_and_resumes_to_the_last_bit(
     options = {**SHORT, **GPU, **narrow(method), "teacher": teacher, "method": method, "steps": 4}
     assert dry_run(**options)["config"]["device"] == "cuda"
     result = datafree.train(out=tmp_path / "whole", **options)
-    assert result.metrics["latency_on"] == "pretended GPU"
+    assert result.metrics["latency_on"] == torch.cuda.get_device_name()
     assert next(result.student.parameters()).is_cuda
     with power_cut(2) as show:
         datafree.train(out=tmp_path / "run", checkpoint_every=1e-9, show=show, **options)
@@ -246,6 +247,29 @@ def test_a_set_is_ranked_there() -> None:
         data, image_tensor=data.x_train[:4] / 255, protocol=short, full_accuracies=[0.9], syn_lr=0.01, device="cuda"
     )
     assert len(found["accuracies"]["synthetic"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", speed_inversion.USUAL)
+def test_speed_of_methods_is_measured_there(method: str) -> None:
+    sizes: dict[str, Any] = {"batch": 3, "width": 2, "repeats": 1, "device": "cuda"}
+    found = speed_inversion.compare(method, ("wrn10_1", "resnet8"), ["32"], steps=1, **sizes)
+    assert found["difference"]["ours_32"]["images"] < 1e-2
+    speed.measure_case(method, ("wrn10_1", "resnet8"), "bf16", **sizes)
+
+
+@pytest.mark.slow
+def test_a_round_is_compared_there() -> None:
+    found = speed.compare(("wrn10_1", "resnet8"), ["32"], batch=2, width=2, repeats=1, device="cuda")
+    assert found["difference"]["images"] < 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", speed_condensation.METHODS)
+def test_speed_of_condensation_is_measured_there(method: str) -> None:
+    sizes = {"networks": 1, "steps": 2} if method == "evaluate" else {"real_batch": 3, "images": 20}
+    found = speed_condensation.compare(method, ["32"], repeats=1, domain=colour().domain, ipc=2, device="cuda", **sizes)
+    assert found["difference"]["ours_32"]["loss"] < 1e-2
 
 
 def test_the_same_numbers_as_on_the_cpu(teacher: str, tmp_path: Path) -> None:
