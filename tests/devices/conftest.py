@@ -1,6 +1,7 @@
 """A pretended GPU: tensors that lie on the CPU and say "cuda:0". A test without a GPU sees what a GPU refuses.
 
-Where DATAFREE_TEST_GPU is set, the tests take a real one: DATAFREE_TEST_GPU=1 python -m pytest -m "" tests/devices
+Where DATAFREE_TEST_GPU is set, the tests take a real one: DATAFREE_TEST_GPU=1 python -m pytest -m "" tests/devices.
+It is asked for float32 in the place of TF32, and for sums in a fixed order: else it is as near as rounding, not equal.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it a GPU's products are in no fixed order
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 # What torch's own C++ is told in the place of GPU: it asks this kind for no driver, no streams and no threads.
@@ -244,11 +247,21 @@ def check_devices(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 
 @pytest.fixture
+def pretended(gpu: torch.device) -> None:
+    """For numbers that are the CPU's to the last digit: a real GPU draws others and rounds otherwise."""
+    if "DATAFREE_TEST_GPU" in os.environ:
+        pytest.skip("a real GPU has numbers of its own")
+
+
+@pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The pretended GPU; "cuda" is there until the test ends. It leans on what torch keeps to itself."""
     if "DATAFREE_TEST_GPU" in os.environ:
         assert torch.cuda.is_available(), "DATAFREE_TEST_GPU is set, and torch sees no GPU"
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        torch.use_deterministic_algorithms(True, warn_only=True)
         yield GPU
+        torch.use_deterministic_algorithms(False)
         return
     if torch.__version__ < "2.14":  # compared as versions
         pytest.skip("the pretended GPU was made with torch 2.14")

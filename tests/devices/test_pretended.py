@@ -76,7 +76,7 @@ def test_what_a_gpu_allows(name: str, gpu: torch.device) -> None:
     assert torch.equal(found.cpu(), ALLOWED[name](here, here))
 
 
-def test_a_generator_draws_on_its_own_device_alone(gpu: torch.device) -> None:
+def test_a_generator_draws_on_its_own_device_alone(gpu: torch.device, pretended: None) -> None:
     ours, theirs = torch.Generator().manual_seed(3), torch.Generator(gpu).manual_seed(3)
     assert theirs.device == gpu
     drawn = torch.randn(4, generator=theirs, device=gpu)
@@ -152,6 +152,6 @@ def trained(device: torch.device, precision: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_training_is_as_on_the_cpu(precision: torch.dtype, gpu: torch.device) -> None:
+def test_training_is_as_on_the_cpu(precision: torch.dtype, gpu: torch.device, pretended: None) -> None:
     for one, two in zip(trained(gpu, precision), trained(torch.device("cpu"), precision), strict=True):
         torch.testing.assert_close(one, two)
