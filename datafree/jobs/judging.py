@@ -28,6 +28,7 @@ from datafree.jobs.same_data import check_same_data, left_out
 from datafree.jobs.scoring import check_teacher_options
 from datafree.jobs.set_labels import check_labels, probabilities
 from datafree.models import build_model
+from datafree.models.build import check_logits
 from datafree.models.checkpoint import json_beside
 from datafree.parallel import forked
 
@@ -123,6 +124,7 @@ def evaluate_set(
             teacher, arch=teacher_arch, data=known, shape=domain.shape, classes=domain.classes,
             mean=teacher_mean, std=teacher_std, device=place,
         ).teacher  # fmt: skip
+        check_logits(taught(torch.full((1, *domain.shape), 0.5, device=place)), str(teacher))
     whitening = condensed.whitening
 
     def make(arch: str) -> nn.Module:
