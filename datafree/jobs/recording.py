@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datafree.arguments import checked
 from datafree.condensation.expert_files import INDEX
 from datafree.condensation.experts import make_recipe, record
 from datafree.config import CondenseConfig, ExpertsConfig, MachineConfig
@@ -18,6 +19,7 @@ from datafree.jobs.session import interruptible
 from datafree.training import Clock
 
 
+@checked("config")
 def record_experts(
     config: ExpertsConfig | None = None,
     *,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datafree.arguments import checked
 from datafree.jobs.choosing import allowed_costs, at_length, choose, parse_shard, spelt, twins
 from datafree.jobs.scheduling import Scheduler, full_name, outcome
 from datafree.jobs.standing import clear_left, clear_logs, held, is_left, lock_of, locked, stands
@@ -32,6 +33,7 @@ class Reproduced:
     skipped: tuple[tuple[str, str], ...]
 
 
+@checked()
 def reproduce(
     table: str | Path,
     *,
@@ -114,6 +116,7 @@ def reproduce(
     )
 
 
+@checked()
 def preview(
     table: str | Path,
     *,
@@ -219,6 +222,7 @@ def _at(table: Table, budget: str | None) -> Table:
     return dataclasses.replace(table, cells=tuple(unique.values()))
 
 
+@checked()
 def status(out: str | Path) -> list[tuple[Table, int, int]]:
     """Each table of the package: how many cells have a finished result that is shipped, and one in `out`."""
     return [

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from datafree.arguments import checked
 from datafree.models import ALIASES, MODELS, model_names
 from datafree.models.memory import MEMORY, check_sizes, copied, gone, in_memory
 
@@ -23,6 +24,7 @@ SIDE_BRANCHES = ("googlenet", "inception_v3")
 RETURNS = "it returns "  # how `output_shape` begins where a network's output is no tensor
 
 
+@checked()
 def build_model(name: str | nn.Module, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Build an untrained network that maps normalised images (N, *shape) to logits (N, classes).
 
