@@ -205,7 +205,12 @@ def run_cell(
                 raise WriteError(f"cannot write {error.filename or work}: {error.strerror}; free space") from error
             parts = {"error": _said(error)}
         seconds = _seconds(parts) or time.monotonic() - begun
-        write_json(path, make_content(cell, seed, seconds=seconds, defaults=defaults, **parts))
+        try:
+            write_json(path, make_content(cell, seed, seconds=seconds, defaults=defaults, **parts))
+        except WriteError as error:
+            if "error" not in parts:
+                raise
+            raise WriteError(f"{error}; the cell has failed: {parts['error']}") from error
         standing.release(path, keep)
     return path
 
