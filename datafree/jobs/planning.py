@@ -15,6 +15,7 @@ from datafree.config import TrainConfig
 from datafree.data import Data, data_domain, load_data, validation_split
 from datafree.data.condensed import CondensedSet
 from datafree.data.domains import mirrored
+from datafree.data.sources import split_name
 from datafree.distillation.attention import check_maps
 from datafree.distillation.sources import CondensedImages, Mixed, RealImages
 from datafree.domain import DOMAINS, Domain, parse_shape
@@ -230,6 +231,7 @@ def make_plan(
 def _check_embedded(config: TrainConfig) -> None:
     """Refuses what is said of a teacher where none is named: the embedded one is of the digits and known."""
     if config.data not in (None, "digits"):
+        split_name(config.data)  # a misspelt name is told first
         raise ValueError(
             f"--data {config.data} needs --teacher: name a network of these data (datafree pretrain --data "
             f"{config.data} trains one)"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datafree.arguments import checked
 from datafree.jobs.choosing import allowed_costs, at_length, choose, parse_shard, spelt, twins
+from datafree.jobs.paths import check_folder
 from datafree.jobs.scheduling import Scheduler, full_name, outcome
 from datafree.jobs.standing import clear_left, clear_logs, held, is_left, lock_of, locked, stands
 from datafree.runs import atomic_write
@@ -148,6 +149,7 @@ def preview(
 
 
 def _check_out(out: Path) -> None:
+    check_folder(out)
     for package in (tables_folder(), Path(__file__).resolve().parents[1]):
         if package in (out.resolve(), *out.resolve().parents):
             raise ValueError(f"--out {out} is in the package's own {package}: give a folder elsewhere")
