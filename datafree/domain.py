@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from datafree.arguments import check_kinds
+
 Shape = tuple[int, int, int]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,6 +41,7 @@ class Domain:
     pixel_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(Domain, vars(self), ("shape", "classes"))
         check_shape(self.shape)
         if not _is_count(self.classes) or self.classes < 2:
             raise ValueError(f"--classes {self.classes}: give a whole number, 2 or more")

@@ -167,6 +167,8 @@ def _of_kind(field: Field, value: Any) -> Any:
     A tuple may be given as an array, a tensor or one number, a shape as a tuple.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if field.type is str and isinstance(value, str) and not value.strip():
+        raise ValueError(f"{field.flag} is empty: give its value, or leave it out")
     if (value is None and field.optional) or (type(value) is field.type and field.type is not tuple):
         return value
     if field.type is tuple and (several := _numbers(value)) is not None:
@@ -181,10 +183,14 @@ def _of_kind(field: Field, value: Any) -> Any:
         return str(value)
     if field.name == "shape" and (sides := _numbers(value)):
         return "x".join(map(str, sides))
-    shown = repr(value)
-    if "\n" in shown or " at 0x" in shown or len(shown) > MOST_SHOWN or hasattr(value, "state_dict"):
-        shown = f"a {type(value).__name__}"
-    raise ValueError(f"{field.flag} is {shown}: {_remedy(field, value)}")
+    raise ValueError(f"{field.flag} is {shown(value)}: {_remedy(field, value)}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: in full, or its kind where that would be long."""
+    text = repr(value)
+    long = "\n" in text or " at 0x" in text or len(text) > MOST_SHOWN
+    return f"a {type(value).__name__}" if long or hasattr(value, "state_dict") else text
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from datafree.arguments import checked
 from datafree.data.whitening import Whitening
 from datafree.losses.precision import raised
 from datafree.losses.statistics import Statistics
@@ -96,6 +97,7 @@ class Teacher:
         attentions: attention blocks: torch's `nn.MultiheadAttention` and timm's `Attention`.
     """
 
+    @checked()
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         self.classifier = Normalised(network, mean, std).eval().requires_grad_(False)
         modules = list(network.modules())

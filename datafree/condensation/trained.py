@@ -31,7 +31,7 @@ from datafree.domain import Domain
 from datafree.evaluation.cost import multiply_adds
 from datafree.evaluation.networks import add_gradients, forward_of
 from datafree.models import Loaded, build_model, load_model, model_names
-from datafree.models.build import is_file_arch
+from datafree.models.build import check_logits, is_file_arch
 from datafree.models.checkpoint import SUFFIXES
 from datafree.runs import save_network
 from datafree.teacher import Normalised
@@ -110,9 +110,12 @@ def load_checkpoint(name: str, arch: str | None, domain: Domain) -> Loaded:
         FileNotFoundError, ValueError: one line that says what to do.
     """
     try:
-        return load_model(name, arch=arch, shape=domain.shape, classes=domain.classes)
+        loaded = load_model(name, arch=arch, shape=domain.shape, classes=domain.classes)
     except ValueError as error:
         raise ValueError(str(error).replace("--arch", "--teacher-arch")) from error
+    with torch.no_grad():
+        check_logits(loaded.network(torch.full((1, *domain.shape), 0.5)), name)
+    return loaded
 
 
 def loaded_network(setting: Setting, name: str, arch: str | None) -> Normalised | None:

@@ -10,9 +10,13 @@ import numpy.typing as npt
 
 from datafree.domain import Domain
 
+EMPTY = "is empty: save at least one image and its label, or leave both arrays out"
+
 
 def image_size(shape: Sequence[int], where: str) -> tuple[int, int, int]:
     """(C, H, W) of an array of images (N, H, W) or (N, H, W, C)."""
+    if len(shape) and shape[0] == 0:
+        raise ValueError(f"{where} {EMPTY}")
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise ValueError(
             f"{where} has the shape {tuple(shape)}: save images as (N, H, W, C) or (N, H, W), at least one"
@@ -24,7 +28,9 @@ def image_size(shape: Sequence[int], where: str) -> tuple[int, int, int]:
 
 def check_labels(labels: npt.NDArray[Any], where: str) -> None:
     """Labels are whole numbers from 0 on, one an image."""
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
+    if labels.ndim and not len(labels):
+        raise ValueError(f"{where} {EMPTY}")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(
             f"{where} has the shape {labels.shape} and type {labels.dtype}: give one whole number an image, shape (N,)"
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datafree.arguments import check_kinds, checked
 from datafree.data.formation import decode, decoded_labels
 from datafree.data.whitening import Whitening
 from datafree.domain import Domain
@@ -50,6 +51,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_kinds(CondensedSet, vars(self), ("factor", "learning_rate", "info"))
         check_images(self.images, self.domain)
         check_about(self.factor, self.learning_rate, self.info, self.domain)
         check_labels(self.labels, len(self.images), self.factor, self.domain)
@@ -175,6 +177,7 @@ def to_bytes(condensed: CondensedSet) -> bytes:
     return save(plain, metadata={"datafree": json.dumps(about)})
 
 
+@checked()
 def load_condensed(path: str | Path, *, device: str | torch.device = "cpu") -> CondensedSet:
     """Reads a condensed set: its folder, or the `.safetensors` file itself. No code is executed.
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datafree.arguments import checked
 from datafree.data import formats
 from datafree.data.checks import check_split
 from datafree.data.domains import folder_domain, npz_domain
@@ -45,6 +46,7 @@ class Data:
         return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
 
 
+@checked()
 def load_data(
     name: str | os.PathLike[str],
     *,

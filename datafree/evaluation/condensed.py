@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datafree.arguments import checked
 from datafree.data.condensed import check_numbers
 from datafree.data.loading import Data, get_split
 from datafree.data.tensors import to_float
@@ -27,6 +28,7 @@ from datafree.teacher import Normalised
 Make = Callable[[str], nn.Module]
 
 
+@checked()
 def score_set(
     images: Tensor,
     labels: Tensor,

@@ -132,6 +132,8 @@ def train_network(
 
 def forward_of(network: nn.Module, precision: str = "32") -> Forward:
     """The quickest way to `network`'s logits (float32) in its present mode, with derivatives of the first order."""
+    if str(precision) not in ("32", "bf16"):
+        raise ValueError(f"--precision is {precision!r}: take 32 or bf16")
     front, inner = split_entry(network)
     half = torch.bfloat16 if precision == "bf16" else None
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datafree.arguments import checked
 from datafree.data.condensed import check_images, check_numbers
 from datafree.data.folders import folder_name, list_classes, read_images
 from datafree.data.loading import Data, get_split, validation_split
@@ -79,6 +80,7 @@ def _fractions(*accuracies: float) -> None:
         raise ValueError(f"accuracies {', '.join(f'{a:g}' for a in accuracies)}: give fractions of 1, not percentages")
 
 
+@checked()
 def rank(
     data: Data,
     *,

@@ -32,7 +32,7 @@ from datafree.runs import WriteError, write_json
 from datafree.tables.defaults import cell_defaults, defaults_of
 from datafree.tables.loading import load_table
 from datafree.tables.results import lacking, make_content
-from datafree.tables.specs import Cell, find_tables, with_budget
+from datafree.tables.specs import Cell, beside_table, find_tables, with_budget
 from datafree.training import TermError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -77,17 +77,9 @@ def teacher_options(
     return {**options, "teacher": str(trained_teacher(_of_table(beside, teacher["pretrain"]), download))}
 
 
-def _beside(table: Path, network: str) -> str:
-    """The name of a network; FILE.py:FUNCTION is looked for beside the table, wherever one stands."""
-    file, colon, function = network.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        return network
-    return f"{table.resolve().parent / os.path.expanduser(file)}:{function}"
-
-
 def _of_table(table: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """A table's options, with networks in files by their paths."""
-    networks = {name: _beside(table, options[name]) for name in ("student", "arch", "teacher") if name in options}
+    networks = {name: beside_table(table, options[name]) for name in ("student", "arch", "teacher") if name in options}
     return {**options, **networks}
 
 
@@ -213,7 +205,12 @@ def run_cell(
                 raise WriteError(f"cannot write {error.filename or work}: {error.strerror}; free space") from error
             parts = {"error": _said(error)}
         seconds = _seconds(parts) or time.monotonic() - begun
-        write_json(path, make_content(cell, seed, seconds=seconds, defaults=defaults, **parts))
+        try:
+            write_json(path, make_content(cell, seed, seconds=seconds, defaults=defaults, **parts))
+        except WriteError as error:
+            if "error" not in parts:
+                raise
+            raise WriteError(f"{error}; the cell has failed: {parts['error']}") from error
         standing.release(path, keep)
     return path
 
@@ -261,7 +258,7 @@ def _run(
         if not (begun and _gone_on(jobs.resume_condense, work)):
             jobs.condense(out=work, force=True, **options)
         assert cell.evaluation is not None
-        named = {_beside(table, arch): arch for arch in cell.evaluation["archs"]}
+        named = {beside_table(table, arch): arch for arch in cell.evaluation["archs"]}
         scores = jobs.evaluate_set(
             work,
             options.get("data", CondenseConfig.data),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from datafree import parallel
+from datafree.arguments import checked
 from datafree.condensation.loop import Steps
 from datafree.config import CondenseConfig
 from datafree.data import DATA, Data
@@ -53,6 +54,7 @@ class Condensed:
     set: CondensedSet
 
 
+@checked("config")
 def condense(
     config: CondenseConfig | None = None,
     *,
@@ -131,6 +133,7 @@ def _plan(
     return plan
 
 
+@checked()
 def resume_condense(out: str | Path, *, data: Any = None, say: Say = silent, show: Show = silent) -> Condensed:
     """Goes on with the condensation in `out`; a finished one is returned as it is. `data` as for `condense`.
 

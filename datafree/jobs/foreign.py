@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datafree.arguments import checked
 from datafree.data.condensed import CondensedSet
 from datafree.domain import Domain
 
 
+@checked()
 def foreign_set(
     images: str | Path | Tensor,
     labels: str | Path | Tensor,

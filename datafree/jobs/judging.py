@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from datafree.arguments import checked
+from datafree.config import MachineConfig
 from datafree.data import Data, get_split, load_data, validation_split
 from datafree.data.condensed import FILE, CondensedSet, load_condensed
 from datafree.data.sources import split_name
@@ -28,6 +30,7 @@ from datafree.jobs.same_data import check_same_data, left_out
 from datafree.jobs.scoring import check_teacher_options
 from datafree.jobs.set_labels import check_labels, probabilities
 from datafree.models import build_model
+from datafree.models.build import check_logits
 from datafree.models.checkpoint import json_beside
 from datafree.parallel import forked
 
@@ -38,12 +41,13 @@ def is_condensed(path: str) -> bool:
     return (place / FILE).is_file() or place.name == FILE
 
 
+@checked("source", "data", "set_labels", "teacher")
 def evaluate_set(
     source: str | Path | CondensedSet,
     data: str | Data | Sequence[Any] | None = None,
     *,
     protocol: str | Protocol = "default",
-    archs: Sequence[str] = (),
+    archs: str | Sequence[str] = (),
     networks: int | None = None,
     lr: float | None = None,
     seed: int = 0,
@@ -51,12 +55,12 @@ def evaluate_set(
     whole: bool = False,
     set_labels: str = "own",
     rank: bool = False,
-    teacher: str | None = None,
-    teacher_arch: str | None = None,
+    teacher: str | nn.Module | None = None,
+    teacher_arch: str | nn.Module | None = None,
     teacher_mean: Sequence[float] | None = None,
     teacher_std: Sequence[float] | None = None,
     device: str = "auto",
-    precision: str = "32",
+    precision: str | int = "32",
     download: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -106,7 +110,8 @@ def evaluate_set(
     condensed = _as_set(source)
     check_labels(condensed, protocol, set_labels, ranked=rank, taught=teacher is not None)
     data = _as_data(data, condensed.domain.classes)
-    place = find_device(device)
+    machine = MachineConfig(device=device, precision=precision, seed=seed)  # type: ignore[arg-type]
+    place, precision = find_device(machine.device), machine.precision
     if data is None:
         data = _own_data(condensed, source)
     name, held = _test_data(condensed, data, place, validation, download, say)
@@ -123,6 +128,7 @@ def evaluate_set(
             teacher, arch=teacher_arch, data=known, shape=domain.shape, classes=domain.classes,
             mean=teacher_mean, std=teacher_std, device=place,
         ).teacher  # fmt: skip
+        check_logits(taught(torch.full((1, *domain.shape), 0.5, device=place)), str(teacher))
     whitening = condensed.whitening
 
     def make(arch: str) -> nn.Module:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from datafree.arguments import checked
 from datafree.data import Data, data_domain, find_data
 from datafree.data.folders import left_out, list_imagefolder
 from datafree.data.whitening import Whitening
@@ -27,6 +28,7 @@ class LoadedTeacher:
     choices: tuple[str, ...]
 
 
+@checked("source")
 def load_teacher(
     source: str | os.PathLike[str] | nn.Module | Teacher,
     *,
@@ -116,6 +118,7 @@ def own_data(data: Data, domain: Domain) -> list[str]:
     return [said, f"data: {len(others):,} other files are left out: {names}"]
 
 
+@checked("source")
 def load_student(
     source: str | os.PathLike[str], *, arch: str | nn.Module | None = None, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, Domain]:

@@ -35,6 +35,12 @@ def check_there(name: str, what: str) -> None:
         raise ValueError(f"{what} is of {name}, and where that lies here is not known: give data= (--data)")
 
 
+def check_folder(out: Path) -> None:
+    """Raises ValueError where a file stands in the place of the folder that is to be written."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give a folder as --out")
+
+
 def check_apart(out: str | Path | None, inputs: Mapping[str, str | Path | None]) -> None:
     """Raises ValueError where a file or folder of `inputs` (flag: path) lies in the folder that a run overwrites.
 

@@ -15,6 +15,7 @@ from datafree.config import TrainConfig
 from datafree.data import Data, data_domain, load_data, validation_split
 from datafree.data.condensed import CondensedSet
 from datafree.data.domains import mirrored
+from datafree.data.sources import split_name
 from datafree.distillation.attention import check_maps
 from datafree.distillation.sources import CondensedImages, Mixed, RealImages
 from datafree.domain import DOMAINS, Domain, parse_shape
@@ -45,7 +46,7 @@ from datafree.jobs.loading import LoadedTeacher, load_teacher
 from datafree.jobs.paths import absolute, absolute_data
 from datafree.jobs.same_data import left_out
 from datafree.models import build_model, next_smaller, smaller_of_family
-from datafree.models.build import one_line
+from datafree.models.build import check_logits, one_line
 from datafree.parallel import world_size
 from datafree.synthesis import load_method
 from datafree.synthesis.embeddings import WORDS
@@ -57,6 +58,7 @@ EMBEDDED_LENGTH = {"steps": 1000}
 USUAL_LENGTH = {"budget": "30m"}
 # Networks from memory by the option that they stand for: teacher, arch, student.
 Networks = Mapping[str, nn.Module]
+WITHOUT_LOGITS = "; where there are none, take --method blackbox --probabilities"
 # What stands in a method's place, by the name that messages give it.
 INSTEAD: Mapping[type[Any], str] = {CondensedImages: "condensed", RealImages: "real"}
 
@@ -229,6 +231,7 @@ def make_plan(
 def _check_embedded(config: TrainConfig) -> None:
     """Refuses what is said of a teacher where none is named: the embedded one is of the digits and known."""
     if config.data not in (None, "digits"):
+        split_name(config.data)  # a misspelt name is told first
         raise ValueError(
             f"--data {config.data} needs --teacher: name a network of these data (datafree pretrain --data "
             f"{config.data} trains one)"
@@ -267,10 +270,10 @@ def _check_needs(plan: Plan) -> None:
                 f"--{needed} needs the features before the teacher's last layer, which cannot be seen: "
                 f"give --{needed} 0"
             )
-        _check_logits(seen.logits, plan.teacher.loaded.source)
+        check_logits(seen.logits, plan.teacher.loaded.source, WITHOUT_LOGITS)
     elif method is not load_method(BLACK_BOX):  # which takes probabilities where it is told
         with torch.no_grad():
-            _check_logits(plan.teacher.teacher(image), plan.teacher.loaded.source)
+            check_logits(plan.teacher.teacher(image), plan.teacher.loaded.source, WITHOUT_LOGITS)
     follows = getattr(method, "FOLLOWS_PRIOR", True) if plan.condensed is None else False
     followed = getattr(plan.method_config, follows) if isinstance(follows, str) else follows
     if plan.prior is not None and not followed:
@@ -283,15 +286,6 @@ def _check_needs(plan: Plan) -> None:
         raise ValueError(f"--synthesis-batch {batch} does not divide among {world_size()} processes")
     with torch.random.fork_rng(devices=[]):
         plan.build_method(plan.setting(plan.network, torch.Generator(plan.device)))
-
-
-def _check_logits(answers: torch.Tensor, source: str) -> None:
-    """Raises ValueError for probabilities, of which a softmax is nearly uniform: a student would learn nothing."""
-    if bool((answers >= 0).all() & ((answers.sum(1) - 1).abs() < 1e-3).all()):
-        raise ValueError(
-            f"{source} answers with probabilities: its forward must return the logits, which a softmax made them of; "
-            "where there are none, take --method blackbox --probabilities"
-        )
 
 
 def _mirrored(domain: Domain, flip: bool | None) -> Domain:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datafree import parallel
+from datafree.arguments import checked
 from datafree.config import MachineConfig, PretrainConfig
 from datafree.data import Data, crop_and_flip, draw_crops, get_split, load_data, to_float
 from datafree.data.domains import mirrored
@@ -72,6 +73,7 @@ class Labelled:
         return {"cross_entropy": F.cross_entropy(logits.float(), self.y[rows])}
 
 
+@checked("config")
 def pretrain(
     config: PretrainConfig | None = None,
     *,
@@ -108,6 +110,7 @@ def dry_run_pretrain(config: PretrainConfig | None = None, **options: Any) -> di
     return _manifest(_prepare(config, prepare(config)))
 
 
+@checked()
 def resume_pretrain(out: str | Path, *, say: Say = silent, show: Show = silent) -> dict[str, Any]:
     """Goes on with the run in `out` from its last whole checkpoint; of a finished run the result is returned.
 

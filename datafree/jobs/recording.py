@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datafree.arguments import checked
 from datafree.condensation.expert_files import INDEX
 from datafree.condensation.experts import make_recipe, record
 from datafree.config import CondenseConfig, ExpertsConfig, MachineConfig
@@ -14,10 +15,12 @@ from datafree.data import Data
 from datafree.fields import as_config, replace
 from datafree.jobs.condense_planning import condense_plan, make_setting
 from datafree.jobs.machine import prepare
+from datafree.jobs.paths import check_apart, check_folder, data_path
 from datafree.jobs.session import interruptible
 from datafree.training import Clock
 
 
+@checked("config")
 def record_experts(
     config: ExpertsConfig | None = None,
     *,
@@ -48,6 +51,7 @@ def record_experts(
     if isinstance(data, str):
         config, data = replace(config, {"data": data}), None
     if out is not None:
+        check_apart(out, {"--data": data_path(config.data)})
         _check_folder(Path(out))
     names = ("data", "validation", "arch", "mean", "std", "flip", "zca", "augmentation", "augmentation_mode")
     machine = [f.name for f in dataclasses.fields(MachineConfig)]
@@ -78,8 +82,7 @@ def record_experts(
 
 def _check_folder(path: Path) -> None:
     """Refuses what is no folder for experts: theirs are told from others' files by the index."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file: give a folder as --out")
+    check_folder(path)
     held = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
     if held and INDEX not in held:
         raise ValueError(f"{path} holds no experts, but other things ({held[0]}): give another --out")

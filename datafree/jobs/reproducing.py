@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datafree.arguments import checked
 from datafree.jobs.choosing import allowed_costs, at_length, choose, parse_shard, spelt, twins
+from datafree.jobs.paths import check_folder
 from datafree.jobs.scheduling import Scheduler, full_name, outcome
 from datafree.jobs.standing import clear_left, clear_logs, held, is_left, lock_of, locked, stands
 from datafree.runs import atomic_write
@@ -32,6 +34,7 @@ class Reproduced:
     skipped: tuple[tuple[str, str], ...]
 
 
+@checked()
 def reproduce(
     table: str | Path,
     *,
@@ -114,6 +117,7 @@ def reproduce(
     )
 
 
+@checked()
 def preview(
     table: str | Path,
     *,
@@ -145,6 +149,7 @@ def preview(
 
 
 def _check_out(out: Path) -> None:
+    check_folder(out)
     for package in (tables_folder(), Path(__file__).resolve().parents[1]):
         if package in (out.resolve(), *out.resolve().parents):
             raise ValueError(f"--out {out} is in the package's own {package}: give a folder elsewhere")
@@ -219,6 +224,7 @@ def _at(table: Table, budget: str | None) -> Table:
     return dataclasses.replace(table, cells=tuple(unique.values()))
 
 
+@checked()
 def status(out: str | Path) -> list[tuple[Table, int, int]]:
     """Each table of the package: how many cells have a finished result that is shipped, and one in `out`."""
     return [

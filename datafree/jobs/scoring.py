@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datafree.arguments import checked
 from datafree.data import get_split, load_data
 from datafree.evaluation.accuracy import evaluate as score
 from datafree.fields import flag
@@ -29,6 +30,7 @@ from datafree.pictures import png_bytes
 from datafree.runs import SAMPLES, Run, atomic_write, write_json
 
 
+@checked("student", "teacher")
 def evaluate(
     student: str | os.PathLike[str] | nn.Module,
     data: str | None = None,
@@ -164,6 +166,7 @@ def run_teacher(run: Run, device: torch.device | str = "cpu", *, arch: str | nn.
     return found
 
 
+@checked()
 @torch.no_grad()
 def sample(
     run: str | Path,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from datafree import parallel
+from datafree.arguments import checked
 from datafree.config import TrainConfig
 from datafree.distillation import distill
 from datafree.distillation.sources import parse_source
@@ -46,6 +47,7 @@ class Result:
     student: nn.Module
 
 
+@checked("config")
 def train(
     config: TrainConfig | None = None,
     *,
@@ -98,6 +100,7 @@ def train(
         return _execute(plan, run, None, say, show)
 
 
+@checked()
 def resume(out: str | Path, *, data: Any = None, say: Say = silent, show: Show = silent, **networks: nn.Module) -> Any:
     """Goes on with the run in `out` from its last whole checkpoint; a finished run is returned as it is.
 
@@ -154,6 +157,7 @@ def resume(out: str | Path, *, data: Any = None, say: Say = silent, show: Show =
         return _execute(plan, run, run.last_checkpoint(say), say, show)
 
 
+@checked("config")
 def dry_run(
     config: TrainConfig | None = None,
     *,

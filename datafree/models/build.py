@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from datafree.arguments import checked
 from datafree.models import ALIASES, MODELS, model_names
-from datafree.models.memory import MEMORY, copied, gone, in_memory
+from datafree.models.memory import MEMORY, check_sizes, copied, gone, in_memory
 
 # torchvision's networks with side branches during training; they are built without.
 SIDE_BRANCHES = ("googlenet", "inception_v3")
 RETURNS = "it returns "  # how `output_shape` begins where a network's output is no tensor
 
 
+@checked()
 def build_model(name: str | nn.Module, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Build an untrained network that maps normalised images (N, *shape) to logits (N, classes).
 
@@ -31,14 +33,18 @@ def build_model(name: str | nn.Module, *, shape: tuple[int, int, int], classes: 
     run. Or a network of your own, which is copied with its weights.
     ``shape`` is (C, H, W) in pixels. Trained weights come from ``load_model`` only.
 
-    Raises ValueError where the name is not known or the network cannot take that shape or number of classes.
+    Raises ValueError where the name is not known, the network cannot take that shape or number of classes, or one of
+    your own cannot be trained.
     """
+    own = isinstance(name, nn.Module) or is_file_arch(name)
     if isinstance(name, nn.Module):
         network, name = copied(name), in_memory(name)
     else:
         network = make_network(name, shape=shape, classes=classes)
     if name not in MODELS and name not in ALIASES:
         check_output(network, name=name, shape=shape, classes=classes)
+    if own:
+        check_trainable(network, name=name, shape=shape)
     return network
 
 
@@ -81,6 +87,45 @@ def check_output(network: nn.Module, *, name: str, shape: tuple[int, int, int], 
         raise ValueError(f"{name} cannot take images of {size}: {got}")
     if got != (1, classes):
         raise ValueError(f"{name} gives an output of shape {got} for one image of {size}, not (1, {classes}) logits")
+
+
+def check_trainable(network: nn.Module, *, name: str, shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless a network gives logits in either mode, in training with a gradient for its weights.
+
+    Modes, buffers and random numbers are left as they were.
+    """
+    weight = next(network.parameters(), torch.empty(0))
+    images = torch.full((2, *shape), 0.5, device=weight.device)
+    before = {key: value.clone() for key, value in network.named_buffers()}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), in_evaluation(network):
+        try:
+            answers = [network(images), network.train()(images)]
+        except Exception as error:  # a user's forward may raise anything
+            raise ValueError(f"{name} cannot be trained: {one_line(error)}") from error
+    for answer in answers:
+        if not isinstance(answer, torch.Tensor) or answer.dim() != 2:
+            kind = type(answer).__name__
+            raise ValueError(
+                f"{name} returns {kind} in training: its forward must return the logits (N, classes) alone"
+            )
+        check_logits(answer, name)
+    if not answers[1].requires_grad:
+        raise ValueError(
+            f"{name} cannot be trained, no gradient reaches its weights: leave torch.no_grad, detach and "
+            "requires_grad_(False) out of it, or give a network that has weights"
+        )
+    with torch.no_grad():
+        for key, value in network.named_buffers():
+            value.copy_(before[key])
+
+
+def check_logits(answers: torch.Tensor, source: str, otherwise: str = "") -> None:
+    """Raise ValueError for probabilities, of which a softmax is nearly uniform: a student would learn nothing."""
+    if bool((answers >= 0).all() & ((answers.sum(1) - 1).abs() < 1e-3).all()):
+        raise ValueError(
+            f"{source} answers with probabilities: its forward must return the logits, which a softmax made them of"
+            f"{otherwise}"
+        )
 
 
 def output_shape(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int, ...] | str:
@@ -211,4 +256,5 @@ def run_file(name: str) -> nn.Module:
         raise ValueError(f"{file} defines no function {function!r}")
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
+    check_sizes(network, name)
     return network

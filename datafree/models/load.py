@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datafree.arguments import checked
 from datafree.models import ALIASES, MODELS, model_names
 from datafree.models.build import (
     RETURNS,
@@ -59,6 +60,7 @@ class Loaded:
     origin: str = "from the checkpoint"
 
 
+@checked("source")
 def load_model(
     source: str | os.PathLike[str] | nn.Module,
     *,

@@ -7,6 +7,7 @@ import hashlib
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 MEMORY = "memory:"  # how such a network begins where a name is wanted, as in manifests
 
@@ -36,8 +37,9 @@ def copied(network: nn.Module) -> nn.Module:
     """A copy on the CPU, weights in float32, which nothing that is done to it carries over to the user's own.
 
     Raises:
-        ValueError: it is scripted, or holds something that cannot be copied.
+        ValueError: it is scripted, has layers without sizes, or holds something that cannot be copied.
     """
+    check_sizes(network, in_memory(network))
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise ValueError(
             "a module of torch.jit.script or torch.jit.trace can be neither watched nor frozen: give the network that "
@@ -50,6 +52,16 @@ def copied(network: nn.Module) -> nn.Module:
             f"{in_memory(network)} cannot be copied ({type(error).__name__}): save its state_dict() to a file, and "
             "give that with arch='file.py:function'"
         ) from error
+
+
+def check_sizes(network: nn.Module, name: str) -> None:
+    """Raises ValueError for lazy layers that no image has passed: nothing could be read into them."""
+    for module in network.modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise ValueError(
+                f"{name} has layers without sizes ({type(module).__name__}): give these, or pass a batch through it "
+                "first, such as network(torch.zeros(2, 3, 32, 32))"
+            )
 
 
 def tensors_sha256(network: nn.Module) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from datafree.arguments import checked
 from datafree.report.charts import pixels, svg
 from datafree.report.compared import MOST_CLASSES, Compared, read_runs
 from datafree.report.figures import Chart, accuracy_charts, class_charts, cost_charts, decision_charts
@@ -34,6 +35,7 @@ from datafree.runs import atomic_write
 OURS = '<meta name="generator" content="datafree report">'  # by this line a page of ours is known again
 
 
+@checked()
 def write_comparison(
     paths: Sequence[str | Path], out: str | Path, *, force: bool = False, tensorboard: str | Path | None = None
 ) -> list[str]:

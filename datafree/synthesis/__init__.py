@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from datafree.arguments import checked
 from datafree.config import TrainConfig
 from datafree.fields import fields_of, method_config, nearest
 
@@ -56,6 +57,7 @@ def method_spec(name: str) -> str:
     return METHODS[name]
 
 
+@checked()
 def load_method(name: str) -> Any:
     """The method's class: `Config`, `STUDENT`, `update`, `sample`, `state_dict`, `load_state_dict`.
 

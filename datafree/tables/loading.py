@@ -10,7 +10,7 @@
     [published.GROUP.ROW]                     value, spread, source, tolerance (points)
 
 Whatever is misspelt or impossible is an error that names the file and the line. Only when a cell is run is seen what
-needs torch (networks of torchvision and timm) and what lies elsewhere (GPUs, files, FILE.py:FUNCTION).
+needs torch (networks of torchvision and timm) and what lies elsewhere (GPUs, weights, data, what a FILE.py holds).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from datafree.tables.defaults import JOBS, ROOMS, presets_of, protocols, usual_p
 from datafree.tables.keys import key_lines
 from datafree.tables.kinds import DEVICE, KEYS, SECTION, TYPES, Kind
 from datafree.tables.results import line_of
-from datafree.tables.specs import EVALUATION, LENGTHS, Cell, Published, Table, find_tables
+from datafree.tables.specs import EVALUATION, LENGTHS, Cell, Published, Table, find_tables, missing_file
 
 # The options that name networks.
 NETWORKS = {"train": ("student", "arch"), "pretrain": ("arch",), "condense": ("arch", "teacher")}
@@ -189,12 +189,14 @@ class Reader:
             raise self.fail(f"unknown {what} {name!r}: {f'did you mean {near[0]}?' if near else others}", *where)
 
     def _check_network(self, name: str, besides: tuple[str, ...], *where: str) -> None:
-        """Names with a colon are torchvision's, timm's and those of files: torch alone knows whether they exist."""
+        """Names with a colon are torchvision's, timm's and those of functions: torch alone knows whether they exist."""
         known = (*model_names(), *besides)
         if ":" not in name and name not in known:
             near = difflib.get_close_matches(name, known, 3, 0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else "'datafree list models' shows all"
             raise self.fail(f"unknown network {name!r}: {hint}", *where)
+        if (file := missing_file(self.path, name)) is not None:
+            raise self.fail(f"{name}: there is no file {file}: give its path as from the table's folder", *where)
 
     def _check_crossings(self) -> None:
         """Cells and published figures are of rows that their groups have; figures name their source."""
@@ -292,6 +294,7 @@ class Reader:
                 f"an option names a teacher, and groups.{group} has one: leave one of them out",
                 *next((*where, "teacher") for where, held in reversed(layers.items()) if "teacher" in held),
             )
+        taught = None if teacher is None or job != "train" else {"name": teacher, **self.section("teachers")[teacher]}
         evaluation = EVALUATION | of.get("evaluation", {}) if job == "condense" else None
         cost = held.get("cost", of.get("cost", self.content.get("cost", "minutes")))
         quoted = self.section("published").get(group, {}).get(row)
@@ -313,11 +316,7 @@ class Reader:
             title=str(held.get("title", row)),
             job=job,
             options=options,
-            teacher=(
-                {"name": teacher, **self.section("teachers")[teacher]}
-                if teacher is not None and job == "train"
-                else None
-            ),
+            teacher=taught,
             evaluation=evaluation,
             cost=str(cost),
             published=published,

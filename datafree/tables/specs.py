@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,6 +121,21 @@ def file_name(cell: str, seed: int, digest: str) -> str:
     """Of a result of the cell with that name."""
     plain = re.sub(r"[^\w.-]+", "-", cell)[:PLAIN]
     return f"{plain}-{seed}-{digest[:8]}.json"
+
+
+def beside_table(table: Path, network: str) -> str:
+    """The name of a network; FILE.py:FUNCTION is looked for beside the table, wherever one stands."""
+    file, colon, function = network.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return network
+    return f"{table.resolve().parent / os.path.expanduser(file)}:{function}"
+
+
+def missing_file(table: Path, network: str) -> Path | None:
+    """The file of a network FILE.py:FUNCTION, where it is not there."""
+    found = beside_table(table, network)
+    file = Path(found.rpartition(":")[0])
+    return file if file.suffix == ".py" and not os.path.isfile(file) else None
 
 
 def with_budget(cell: Cell, budget: str) -> Cell:

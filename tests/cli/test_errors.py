@@ -133,6 +133,42 @@ def test_folders_that_hold_something_else(cli: Cli, teacher: Path, tmp_path: Pat
     assert tree(tmp_path) == before
 
 
+EMPTY = """train --teacher=|--teacher is empty: give its value, or leave it out
+train --student= --steps 1|--student is empty
+train --out= --steps 1|--out is empty: give its value, or leave it out
+pretrain --out= --steps 1|--out is empty
+condense --out= --method random|--out is empty
+condense --method rded --teacher=|--teacher is empty
+experts --out= --count 1 --epochs 1|--out is empty
+evaluate net --teacher=|--teacher is empty
+sample net --out=|--out is empty
+report net --out=|out is empty: give its value
+reproduce digits-smoke --out=|--out is empty
+reproduce digits-smoke --dry-run --out=|--out is empty
+reproduce digits-smoke --teachers=|--teachers is empty"""
+
+
+@pytest.mark.parametrize("line", EMPTY.splitlines())
+def test_an_empty_value_is_none(cli: Cli, tmp_path: Path, line: str) -> None:
+    (tmp_path / "net").mkdir()
+    flags, _, text = line.partition("|")
+    refused(cli(*flags.split()), text)
+    assert list(tmp_path.iterdir()) == [tmp_path / "net"]
+
+
+def test_a_misspelt_name_of_data_is_told_before_the_teacher_that_they_need(cli: Cli, tmp_path: Path) -> None:
+    refused(cli("train", "--data", "fashon-mnist"), "unknown data 'fashon-mnist': did you mean fashion-mnist")
+    refused(cli("train", "--data", "mnist"), "--data mnist needs --teacher")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_experts_do_not_lie_among_the_images_they_learn_from(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    flags = ("--data", "imagefolder:photos", "--count", 1, "--epochs", 1, "--out", "photos/experts")
+    refused(cli("experts", *flags), "--out photos/experts lies in --data photos, whose images it would be among")
+    assert list((tmp_path / "photos").rglob("*")) == [tmp_path / "photos" / "cat"]
+
+
 def test_force_and_bad_input_lose_nothing(
     cli: Cli, teacher: Path, short: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

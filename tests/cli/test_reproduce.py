@@ -126,6 +126,14 @@ def test_bad_input_is_one_line_and_status_2(cli, arguments, words):
     assert answer.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_file_is_no_folder_of_results(cli, tiny, tmp_path, flags):
+    (tmp_path / "file").write_text("mine")
+    answer = cli("reproduce", tiny, "--out", "file", *flags)
+    assert (answer.status, answer.err) == (2, "error: file is a file: give a folder as --out\n")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_misspelt_option_is_named_with_its_line(cli, tiny):
     tiny.write_text(TINY.replace("steps = 2", "stepps = 2"), encoding="utf-8")
     answer = cli("reproduce", tiny)

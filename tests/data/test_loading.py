@@ -75,7 +75,11 @@ def test_one_split_by_its_name() -> None:
     data = load_data("digits", splits="train")
     assert data.x_train is not None
     assert data.x_test is None
-    for wrong, says in (("val", "unknown splits val: ask"), ("", "unknown splits .none.: ask")):
+    for wrong, says in (
+        ("val", "unknown splits val: ask"),
+        ("", "--splits is empty"),
+        ((), "unknown splits .none.: ask"),
+    ):
         with pytest.raises(ValueError, match=says):
             load_data("digits", splits=wrong)
 

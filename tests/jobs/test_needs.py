@@ -117,6 +117,18 @@ def test_a_teacher_that_answers_with_probabilities_is_refused(
     dry_run(method="blackbox", probabilities=True, **{**SHORT, **teachers["probable"]})
 
 
+def test_a_condensation_refuses_a_teacher_that_answers_with_probabilities(
+    teachers: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"teacher": teachers["probable"]["teacher"], "teacher_arch": teachers["probable"]["arch"]}
+    with pytest.raises(ValueError, match=r"probable.pt answers with probabilities: its forward must return the logits"):
+        datafree.condense(data="digits", method="rded", ipc=1, out=tmp_path / "set", **given)
+    data = datafree.load_data("digits")
+    some = datafree.CondensedSet(images=torch.rand(10, 1, 8, 8), labels=torch.arange(10), domain=data.domain)
+    with pytest.raises(ValueError, match=r"probable.pt answers with probabilities"):
+        datafree.evaluate_set(some, data, networks=1, set_labels="teacher", **given)
+
+
 def test_torchscript_gives_gradients_but_shows_no_features(teachers: dict[str, dict[str, str]], tmp_path: Path) -> None:
     narrow = {"latent": 8, "generator_width": 4}
     text = refused(tmp_path / "run", method="dafl", **teachers["script"], **narrow)

@@ -71,6 +71,18 @@ def test_a_file_is_described_and_named_data_are_not(job: Job, options: dict[str,
     assert not said(job(data="digits", **options))
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_split_of_a_file_is_named(split: str, tmp_path: Path) -> None:
+    x, y = np.zeros((6, 8, 8), np.uint8), np.arange(6) % 3
+    arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y, f"x_{split}": x[:0], f"y_{split}": y[:0]}
+    np.savez(tmp_path / "own.npz", **arrays)  # type: ignore[arg-type]
+    for job, options in ((dry_run_condense, CONDENSE), (dry_run_pretrain, PRETRAIN)):
+        with pytest.raises(
+            ValueError, match=f"_{split} is empty: save at least one image and its label, or leave both"
+        ):
+            job(data=f"npz:{tmp_path / 'own.npz'}", **options)
+
+
 def test_a_split_that_is_there_is_not_made(photos: Path) -> None:
     (photos.parent / "own").mkdir()
     photos.rename(photos.parent / "own" / "train")

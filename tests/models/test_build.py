@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from datafree.models import build_model
+from datafree.models import build_model, load_model
+from datafree.models.build import run_file
+from datafree.runs import save_network
 
 RGB = (3, 32, 32)
 
@@ -127,6 +129,81 @@ def test_user_file_messages(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(f"{user_file}:{function}", shape=shape, classes=classes)
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.norm, self.drop = kind, nn.BatchNorm2d(3), nn.Dropout()
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+
+    def forward(self, images):
+        with torch.set_grad_enabled(self.kind != "silent" and (self.kind != "thrifty" or self.training)):
+            logits = self.head(self.drop(self.norm(images)))
+        if self.kind == "both" and self.training:
+            return logits, logits
+        return logits.softmax(1) if self.kind == "probable" or (self.kind == "late" and not self.training) else logits
+
+
+class Bare(nn.Module):
+    def forward(self, images):
+        return images.flatten(1)[:, :5]
+
+
+def thrifty(): return Own("thrifty")
+def silent(): return Own("silent")
+def frozen(): return Own("").requires_grad_(False)
+def bare(): return Bare()
+def both(): return Own("both")
+def probable(): return Own("probable")
+def late(): return Own("late")
+def lazy(): return nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(5))
+def sized():
+    network = lazy()
+    network(torch.zeros(2, 3, 4, 4))
+    return network
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("silent", r"silent cannot be trained, no gradient reaches its weights: leave torch.no_grad, detach and"),
+        ("frozen", r"frozen cannot be trained, no gradient reaches its weights"),
+        ("bare", r"bare cannot be trained, .* or give a network that has weights$"),
+        ("both", r"both returns tuple in training: its forward must return the logits \(N, classes\) alone$"),
+        ("probable", r"probable answers with probabilities: its forward must return the logits, which a softmax made"),
+        ("late", r"late answers with probabilities"),
+        ("lazy", r"lazy has layers without sizes \(LazyConv2d\): give these, or pass a batch through it first"),
+    ],
+)
+def test_networks_of_ones_own_that_cannot_be_trained(tmp_path: Path, function: str, message: str) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    with pytest.raises(ValueError, match=message) as caught:
+        build_model(f"{tmp_path}/own.py:{function}", shape=(3, 4, 4), classes=5)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("function", ["thrifty", "sized"])
+def test_looking_at_a_network_of_ones_own_changes_nothing(tmp_path: Path, function: str) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    torch.manual_seed(0)
+    network = build_model(f"{tmp_path}/own.py:{function}", shape=(3, 4, 4), classes=5)
+    drawn, state = torch.rand(3), {key: value.clone() for key, value in network.state_dict().items()}
+    torch.manual_seed(0)
+    fresh = run_file(f"{tmp_path}/own.py:{function}")
+    assert torch.equal(drawn, torch.rand(3))
+    assert all(torch.equal(state[key], value) for key, value in fresh.state_dict().items())
+    assert all(module.training for module in network.modules())
+    if function == "sized":  # of known sizes, it is read again
+        save_network(tmp_path / "own.safetensors", network, {"shape": (3, 4, 4), "classes": 5})
+        again = load_model(tmp_path / "own.safetensors", arch=f"{tmp_path}/own.py:sized").network
+        assert all(torch.equal(state[key], value) for key, value in again.state_dict().items())
 
 
 def test_user_file_that_is_not_there_or_no_python(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ noise = { value = 88.01, source = "DAFL, Table 1" }
 def written(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(text, encoding="utf-8")
+    (tmp_path / "nets.py").touch()
     return path
 
 
@@ -294,6 +295,10 @@ def test_the_hash_follows_what_decides_the_result_and_nothing_else(tmp_path):
         ('student = "lenet5_half"', 'student = "auto"', 14, "unknown network 'auto'"),
         ('student = "lenet5_half" }', 'student = "lennet" }\njob = "pretrain"', 14, "unknown network 'lennet'"),
         ('data = "digits"', 'data = "digit"', 14, "unknown data 'digit': did you mean digits"),
+        # Networks in files.
+        ('student = "lenet5_half"', 'student = "nope.py:f"', 14, "nope.py:f: there is no file /.*/nope.py: give its"),
+        ("inherit = false", "student = 'far/nets.py:make'", 20, "there is no file /.*/far/nets.py"),
+        ('arch = "nets.py:make"', "arch = 'nope.py:f'", 9, "nope.py:f: there is no file"),
         # Teachers and how they are trained.
         ('arch = "nets.py:make"', "arch = 'resnot8'", 9, "unknown network 'resnot8'"),
         ('file = "t.pt"', "", 7, "teachers.t has no origin: give one of file"),

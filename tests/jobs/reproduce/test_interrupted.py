@@ -107,6 +107,17 @@ def test_a_full_disk_is_no_result_and_the_run_is_kept(tiny, tmp_path, monkeypatc
     assert not work.exists()
 
 
+def test_a_full_disk_does_not_hide_why_the_cell_has_failed(tiny, tmp_path, monkeypatch, cell_of):
+    def failed(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr("datafree.runs.os.fsync", full)
+        raise ValueError("the network is no good")
+
+    monkeypatch.setattr(jobs, "pretrain", failed)
+    with pytest.raises(WriteError, match=r"No space left on device; .*; the cell has failed: the network is no good$"):
+        run_cell(cell_of(tiny, "a/one"), 0, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
 def test_a_recipe_teacher_that_was_interrupted_is_gone_on_with(tmp_path, monkeypatch):
     pretrain, called = jobs.pretrain, []
 

@@ -187,6 +187,7 @@ def test_whatever_a_network_of_ones_own_raises_is_a_result(tiny, tmp_path, monke
 def test_a_network_in_a_file_is_looked_for_beside_the_table(tiny, tmp_path, monkeypatch, group, name, cell_of):
     text = tiny.read_text(encoding="utf-8").replace('"lenet5_half"', '"nets.py:make"')
     text = text.replace("[rows.one]", '[groups.d]\njob = "condense"\nrows = ["sre2l"]\n[rows.one]')
+    (tmp_path / "nets.py").touch()
     tiny.write_text(text + '\n[rows.sre2l]\noptions = { teacher = "nets.py:make" }\n', encoding="utf-8")
     seen: list[str] = []
 

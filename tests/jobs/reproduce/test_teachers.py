@@ -90,6 +90,7 @@ def test_an_architecture_in_a_file_is_looked_for_beside_the_table(tmp_path, monk
 
 def test_a_teachers_recipe_finds_its_network_beside_the_table_too(tiny, tmp_path, monkeypatch, cell_of):
     text = tiny.read_text(encoding="utf-8").replace('"lenet5"', '"nets.py:make"')
+    (tmp_path / "nets.py").touch()
     tiny.write_text(text.replace('"lenet5_half" }', '"nets.py:make", steps = 2 }', 1), encoding="utf-8")
     seen: list[Any] = []
 
