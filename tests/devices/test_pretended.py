@@ -64,7 +64,7 @@ def test_it_says_cuda(gpu: torch.device) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_gpu_refuses(name: str, gpu: torch.device) -> None:
     here = torch.ones(3, 3)
-    with pytest.raises(RuntimeError, match="same device|expected device cuda:0 but got device cpu"):
+    with pytest.raises(RuntimeError, match=r"same device|expected device cuda:0 but got device cpu"):
         REFUSED[name](here, here.to(gpu))
 
 
