@@ -128,7 +128,7 @@ class Ours:
         batch: int,
         device: str = "cpu",
         augmented: bool | None = None,
-        **options: int,
+        **options: Any,
     ) -> None:
         torch.manual_seed(0)
         self.device = torch.device(device)
@@ -269,7 +269,7 @@ def compare(
     """Rounds of dfq, ours and the usual way in turns."""
 
     def make() -> Ours:
-        options = {"generator_width": width, "generator_steps": 1, "student_steps": STUDENT_STEPS}
+        options: dict[str, Any] = {"generator_width": width, "generator_steps": 1, "student_steps": STUDENT_STEPS}
         return Ours("dfq", pair, augmented=False, **options, **sizes)
 
     fresh, kept = Usual(make()), Usual(make())

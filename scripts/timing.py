@@ -32,15 +32,20 @@ def times(act: Callable[[], object]) -> tuple[float, float]:
     return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
 
 
+def on_gpu() -> bool:
+    """Whether this process has used a GPU."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def settle() -> None:
-    """Waits for what a GPU still has to do, if this process has one."""
-    if torch.cuda.is_initialized():
+    """Waits for what a GPU still has to do."""
+    if on_gpu():
         torch.cuda.synchronize()
 
 
 def peak_device_mb() -> dict[str, float]:
     """The largest memory (10^6 bytes) that tensors have taken on a GPU, under its name; nothing without a GPU."""
-    return {"peak_device_mb": torch.cuda.max_memory_allocated() / 1e6} if torch.cuda.is_initialized() else {}
+    return {"peak_device_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)} if on_gpu() else {}
 
 
 def take_turns(acts: Mapping[str, Callable[[], object]], repeats: int) -> list[Turn]:

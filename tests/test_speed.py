@@ -37,7 +37,7 @@ def test_the_cheaper_generator_equals_the_textbook_one(double: None, make: Any) 
 @pytest.mark.slow
 def test_ours_and_the_usual_way_make_the_same_round(double: None) -> None:
     """In float64 from the same weights and latents: terms, images and student; two steps of each network."""
-    options = {"generator_width": 4, "generator_steps": 1, "student_steps": 1}
+    options: dict[str, Any] = {"generator_width": 4, "generator_steps": 1, "student_steps": 1}
     ours = speed.Ours("dfq", PAIR, batch=3, augmented=False, **options)
     usual = speed.Usual(ours)
     for _ in range(2):
