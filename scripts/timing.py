@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from datafree.config import MachineConfig
-from datafree.jobs.machine import prepare
+from datafree.jobs.machine import find_device, prepare
 from datafree.models import model_names
 from datafree.runs import environment
 
@@ -87,11 +87,11 @@ def in_child(script: str, case: Mapping[str, Any], threads: int) -> dict[str, An
 
 def run(args: argparse.Namespace, measure: Found, report: Found) -> None:
     """Prints what `report` finds for the arguments, or in a child process what `measure` finds for the case."""
-    device = prepare(MachineConfig(device=args.device, threads=args.threads))
+    place = prepare(MachineConfig(device=args.device, threads=args.threads))
     if args.case is not None:
         print(json.dumps(measure(**args.case)))
     else:
-        print(json.dumps({**environment(device), **report(args)}, indent=2))
+        print(json.dumps({**environment(place), **report(args)}, indent=2))
 
 
 def common_flags(about: str, methods: Sequence[str], *, repeats: int) -> argparse.ArgumentParser:
@@ -101,7 +101,7 @@ def common_flags(about: str, methods: Sequence[str], *, repeats: int) -> argpars
     parser.add_argument("--precision", type=names(["32", "bf16"]), default="32,bf16", help="default: %(default)s")
     parser.add_argument("--repeats", type=count, default=repeats, help="measurements a case; default: %(default)s")
     parser.add_argument("--threads", type=count, default=1, help="default: %(default)s")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1; default: %(default)s")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1; default: %(default)s")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)  # what a child process measures, as JSON
     return parser
 
@@ -119,6 +119,15 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return int(text)
+
+
+def device(text: str) -> str:
+    """The name of a device that is there."""
+    try:
+        find_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def names(known: Sequence[str]) -> Callable[[str], list[str]]:

@@ -77,3 +77,12 @@ def test_counts_begin_at_one(text: str) -> None:
 def test_a_pair_is_two_names(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"TEACHER:STUDENT|is unknown"):
         timing.pairs(text)
+
+
+def test_a_device_that_is_not_there_ends_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = timing.common_flags("About.", ["dm"], repeats=3)
+    assert parser.parse_args([]).device == "cpu"
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(["--device", "cuda:99"])
+    assert stopped.value.code == 2
+    assert "--device cuda:99 is not there: take cpu" in capsys.readouterr().err
